@@ -1,0 +1,275 @@
+//! The affinity table's pages: one form for sync and for shared data.
+//!
+//! The table maps `fp_k` to the endpoints that hold **every** block covering bytes `[0, kS)`, and how many tokens
+//! those blocks are. It is cut into `2^bits` pages by the fingerprint's top bits. An entry takes 8 bytes:
+//!
+//! ```text
+//! header   version u8 | 0 u8 | entries u16 | epoch u32
+//! keys     u32 x n      low half of the fingerprint, ascending
+//! values   (u16, u16) x n   holders, tokens in units of GRANULE
+//! sets     u16 count, u16 x count ...
+//! ```
+//! `holders` is one holder (tier in bits 13-14, slot in bits 0-12) or, with bit 15 set, the place of a set behind the
+//! values, counted in u16. Equal sets are written once.
+//!
+//! **Invariant:** a page may undercount, never overcount. Tokens are rounded down; entries whose keys collide are
+//! both left out; what does not fit is left out. A key is 32 bits beside the page's own bits, so a probe of a page of 256
+//! entries for a prompt that is not there answers wrongly once in 2^24.
+
+use crate::fingerprint::Fingerprint;
+use crate::units::{Slot, Tier, Tokens};
+use crate::wire::{Reader, Write};
+
+/// Tokens are stored in units of this many, rounded down: the common block size.
+pub const GRANULE: u32 = 16;
+const VERSION: u8 = 1;
+const HEADER: usize = 8;
+const SET: u16 = 1 << 15;
+/// Pages are cut by at most this many bits: 65,536 pages.
+pub const MAX_BITS: u8 = 16;
+
+/// One entry of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageEntry {
+    /// `fp_k`.
+    pub fingerprint: Fingerprint,
+    /// Tokens of the blocks that end at or before byte `kS`.
+    pub tokens: Tokens,
+    /// Who holds every block up to there. Slots are distinct.
+    pub holders: Vec<(Slot, Tier)>,
+}
+
+/// The page in which a fingerprint belongs, in a table of `2^bits` pages.
+#[must_use]
+pub fn page_of(fingerprint: Fingerprint, bits: u8) -> u32 {
+    match bits {
+        0 => 0,
+        _ => (fingerprint.0 >> (64 - u32::from(bits.min(MAX_BITS)))) as u32,
+    }
+}
+
+/// Writes a page. `epoch` names the indexer's run and table layout: a page of another epoch counts as absent.
+#[must_use]
+pub fn encode_page(epoch: u32, entries: &[PageEntry]) -> Vec<u8> {
+    let mut sorted: Vec<&PageEntry> = entries.iter().filter(|e| !e.holders.is_empty()).collect();
+    sorted.sort_unstable_by_key(|e| e.fingerprint.0 as u32);
+    let mut kept: Vec<&PageEntry> = Vec::with_capacity(sorted.len());
+    // Two fingerprints with one key: neither can be told from the other, so neither is offered.
+    for run in sorted.chunk_by(|a, b| a.fingerprint.0 as u32 == b.fingerprint.0 as u32) {
+        if let [one] = run {
+            kept.push(one);
+        }
+    }
+    kept.truncate(usize::from(u16::MAX));
+    let mut sets = SetWriter::default();
+    let rows: Vec<(u32, u16, u16)> = kept
+        .iter()
+        .filter_map(|e| {
+            let granules = u16::try_from(e.tokens.0 / GRANULE).unwrap_or(u16::MAX);
+            Some((e.fingerprint.0 as u32, sets.reference(&e.holders)?, granules))
+        })
+        .collect();
+    let mut out = Vec::with_capacity(HEADER + rows.len() * 8 + sets.words.len() * 2);
+    out.u8(VERSION);
+    out.u8(0);
+    out.u16(rows.len() as u16);
+    out.u32(epoch);
+    for (key, _, _) in &rows {
+        out.u32(*key);
+    }
+    for (_, holders, granules) in &rows {
+        out.u16(*holders);
+        out.u16(*granules);
+    }
+    for word in &sets.words {
+        out.u16(*word);
+    }
+    out
+}
+
+/// Collects the distinct holder sets of a page.
+#[derive(Default)]
+struct SetWriter {
+    words: Vec<u16>,
+    known: std::collections::HashMap<Vec<u16>, u16>,
+}
+
+impl SetWriter {
+    /// The `holders` word of an entry; `None` if the set cannot be written (then the entry is left out).
+    fn reference(&mut self, holders: &[(Slot, Tier)]) -> Option<u16> {
+        let mut set: Vec<u16> = holders
+            .iter()
+            .filter(|(slot, _)| slot.0 < Slot::LIMIT)
+            .map(|(slot, tier)| tier.code() << 13 | slot.0)
+            .collect();
+        set.sort_unstable_by_key(|word| word & (Slot::LIMIT - 1));
+        match set.as_slice() {
+            [] => None,
+            [one] => Some(*one),
+            _ => {
+                if let Some(at) = self.known.get(&set) {
+                    return Some(SET | at);
+                }
+                let at = u16::try_from(self.words.len()).ok().filter(|at| *at < SET)?;
+                self.words.push(u16::try_from(set.len()).ok()?);
+                self.words.extend_from_slice(&set);
+                self.known.insert(set, at);
+                Some(SET | at)
+            }
+        }
+    }
+}
+
+/// A page as it lies in shared data: nothing is parsed until an entry is asked for.
+#[derive(Clone, Copy)]
+pub struct PageView<'a> {
+    keys: &'a [[u8; 4]],
+    values: &'a [[u8; 4]],
+    sets: &'a [[u8; 2]],
+    /// The table's epoch when the page was written.
+    pub epoch: u32,
+}
+
+/// What a page says of one fingerprint.
+#[derive(Clone, Copy)]
+pub struct Found<'a> {
+    /// Tokens of the blocks that end at or before the stride's end, rounded down to [`GRANULE`].
+    pub tokens: Tokens,
+    holders: Holders<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Holders<'a> {
+    One(u16),
+    Set(&'a [[u8; 2]]),
+}
+
+impl<'a> PageView<'a> {
+    /// `None` if these are not the bytes of a page.
+    #[must_use]
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let mut r = Reader(bytes);
+        let (version, _, n, epoch) = (r.u8()?, r.u8()?, usize::from(r.u16()?), r.u32()?);
+        if version != VERSION {
+            return None;
+        }
+        let keys = r.take(n * 4)?.as_chunks::<4>().0;
+        let values = r.take(n * 4)?.as_chunks::<4>().0;
+        Some(Self { keys, values, sets: r.0.as_chunks::<2>().0, epoch })
+    }
+
+    /// How many entries the page has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether the page has no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The entry of a fingerprint, which must belong to this page.
+    #[must_use]
+    pub fn get(&self, fingerprint: Fingerprint) -> Option<Found<'a>> {
+        let at = self.keys.binary_search_by_key(&(fingerprint.0 as u32), |k| u32::from_le_bytes(*k)).ok()?;
+        let [h0, h1, t0, t1] = *self.values.get(at)?;
+        let holders = u16::from_le_bytes([h0, h1]);
+        let holders = if holders & SET == 0 {
+            Holders::One(holders)
+        } else {
+            let (count, rest) = self.sets.get(usize::from(holders & !SET)..)?.split_first()?;
+            Holders::Set(rest.get(..usize::from(u16::from_le_bytes(*count)))?)
+        };
+        Some(Found { tokens: Tokens(u32::from(u16::from_le_bytes([t0, t1])) * GRANULE), holders })
+    }
+}
+
+impl Found<'_> {
+    /// Who holds every block up to this stride.
+    pub fn holders(&self) -> impl Iterator<Item = (Slot, Tier)> + '_ {
+        let (one, set) = match self.holders {
+            Holders::One(word) => (Some(word), [].as_slice()),
+            Holders::Set(words) => (None, words),
+        };
+        one.into_iter()
+            .chain(set.iter().map(|w| u16::from_le_bytes(*w)))
+            .filter_map(|w| Some((Slot(w & (Slot::LIMIT - 1)), Tier::from_code(w >> 13 & 3)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn entries() -> impl Strategy<Value = Vec<PageEntry>> {
+        let holder = (0u16..40, prop_oneof![Just(Tier::Gpu), Just(Tier::Cpu), Just(Tier::Disk)]);
+        let holders = proptest::collection::btree_map(holder.clone().prop_map(|h| h.0), holder.prop_map(|h| h.1), 1..6);
+        proptest::collection::btree_map(any::<u64>(), (0u32..2_000_000, holders), 0..300).prop_map(|m| {
+            m.into_iter()
+                .map(|(fp, (tokens, holders))| PageEntry {
+                    fingerprint: Fingerprint(fp),
+                    tokens: Tokens(tokens),
+                    holders: holders.into_iter().map(|(s, t)| (Slot(s), t)).collect(),
+                })
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_found_and_nothing_else(entries in entries(), others in proptest::collection::vec(any::<u64>(), 50)) {
+            let bytes = encode_page(7, &entries);
+            let page = PageView::parse(&bytes).unwrap();
+            prop_assert_eq!(page.epoch, 7);
+            let mut by_key: HashMap<u32, usize> = HashMap::new();
+            for e in &entries {
+                *by_key.entry(e.fingerprint.0 as u32).or_default() += 1;
+            }
+            for e in &entries {
+                let found = page.get(e.fingerprint);
+                if by_key[&(e.fingerprint.0 as u32)] > 1 {
+                    prop_assert!(found.is_none());
+                    continue;
+                }
+                let found = found.unwrap();
+                let stored = found.tokens.0;
+                prop_assert!(stored <= e.tokens.0);
+                prop_assert!(stored == u32::from(u16::MAX) * GRANULE || e.tokens.0 - stored < GRANULE);
+                prop_assert_eq!(found.holders().collect::<Vec<_>>(), e.holders.clone());
+            }
+            for other in others {
+                prop_assert!(page.get(Fingerprint(other)).is_none() || by_key.contains_key(&(other as u32)));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), fp in any::<u64>()) {
+            if let Some(page) = PageView::parse(&bytes) && let Some(found) = page.get(Fingerprint(fp)) {
+                let _ = found.holders().count();
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_with_one_holder_takes_eight_bytes() {
+        let entries: Vec<_> = (0..1000u64)
+            .map(|i| PageEntry {
+                fingerprint: Fingerprint(i * 0x9E37_79B9),
+                tokens: Tokens(64),
+                holders: vec![(Slot(3), Tier::Gpu)],
+            })
+            .collect();
+        assert_eq!(encode_page(1, &entries).len(), HEADER + 8 * 1000);
+    }
+
+    #[test]
+    fn pages_split_the_fingerprints_by_their_top_bits() {
+        assert_eq!(page_of(Fingerprint(u64::MAX), 0), 0);
+        assert_eq!(page_of(Fingerprint(u64::MAX), 6), 63);
+        assert_eq!(page_of(Fingerprint(1 << 63), 1), 1);
+    }
+}
