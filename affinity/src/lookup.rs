@@ -1,1 +1,180 @@
-//! Coming.
+//! From a prompt's fingerprints to every endpoint's deepest match.
+//!
+//! A holder of stride k holds all strides before it, so the deepest match is found by bisection: about
+//! `log2(strides)` page reads for the deepest holder, and a few more for each holder that stops earlier.
+//! The number of probes is bounded; when it runs out, a holder's match is the deepest one seen (undercounted).
+
+use crate::fingerprint::Fingerprint;
+use crate::page::{Found, PageView, page_of};
+use crate::units::{Slot, Tier, Tokens};
+
+/// Where the table is: what the fleet page says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Pages of another epoch count as absent.
+    pub epoch: u32,
+    /// The table has `2^bits` pages.
+    pub bits: u8,
+}
+
+/// How much of the prompt an endpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// The holder.
+    pub slot: Slot,
+    /// The slowest tier among what was seen.
+    pub tier: Tier,
+    /// Number of the deepest stride held, from 1.
+    pub stride: u32,
+    /// Tokens of the blocks that end at or before that stride's end.
+    pub tokens: Tokens,
+}
+
+/// Page reads a lookup may make: 12 find the deepest holder of a 400 KB prompt, the rest place the others.
+pub const PROBES: u32 = 32;
+
+struct Probe {
+    stride: u32,
+    tokens: Tokens,
+    /// Empty when the table has no such stride.
+    holders: Vec<(Slot, Tier)>,
+}
+
+/// Deepest match of every endpoint that was met. `prefixes[k-1]` is `fp_k`; `read` gives a page's bytes by number.
+///
+/// Endpoints that hold only a prefix shorter than every stride probed may be missing: their match is small.
+pub fn lookup(prefixes: &[Fingerprint], layout: Layout, mut read: impl FnMut(u32) -> Option<Vec<u8>>) -> Vec<Match> {
+    let mut probes: Vec<Probe> = Vec::new();
+    let mut probe = |stride: u32, probes: &mut Vec<Probe>| -> Option<bool> {
+        if let Some(known) = probes.iter().find(|p| p.stride == stride) {
+            return Some(!known.holders.is_empty());
+        }
+        if probes.len() as u32 >= PROBES {
+            return None;
+        }
+        let fingerprint = *prefixes.get(stride.checked_sub(1)? as usize)?;
+        let bytes = read(page_of(fingerprint, layout.bits));
+        let found = bytes.as_deref().and_then(PageView::parse).filter(|page| page.epoch == layout.epoch);
+        let found: Option<Found<'_>> = found.and_then(|page| page.get(fingerprint));
+        let (tokens, holders) = found.map_or((Tokens(0), Vec::new()), |f| (f.tokens, f.holders().collect()));
+        probes.push(Probe { stride, tokens, holders });
+        probes.last().map(|p| !p.holders.is_empty())
+    };
+
+    // Somebody holds `low` (0: nothing); nobody holds `high`.
+    let (mut low, mut high) = (0, prefixes.len() as u32 + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        match probe(middle, &mut probes) {
+            Some(true) => low = middle,
+            Some(false) => high = middle,
+            None => break,
+        }
+    }
+
+    // Whoever was seen anywhere stops somewhere between the deepest probe that shows it and the next that does not.
+    let mut slots: Vec<Slot> = probes.iter().flat_map(|p| p.holders.iter().map(|h| h.0)).collect();
+    slots.sort_unstable();
+    slots.dedup();
+    for slot in &slots {
+        loop {
+            let holds = |p: &&Probe| p.holders.iter().any(|h| h.0 == *slot);
+            let low = probes.iter().filter(holds).map(|p| p.stride).max().unwrap_or(0);
+            let beyond = probes.iter().filter(|p| p.stride > low).map(|p| p.stride).min();
+            let high = beyond.unwrap_or(prefixes.len() as u32 + 1);
+            if high - low <= 1 || probe(low + (high - low) / 2, &mut probes).is_none() {
+                break;
+            }
+        }
+    }
+    let deepest = |slot: &Slot| {
+        let held = |p: &Probe| p.holders.iter().find(|h| h.0 == *slot).map(|h| h.1);
+        let tier = probes.iter().filter_map(held).max()?;
+        let p = probes.iter().filter(|p| held(p).is_some()).max_by_key(|p| p.stride)?;
+        Some(Match { slot: *slot, tier, stride: p.stride, tokens: p.tokens })
+    };
+    slots.iter().filter_map(deepest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::{PageEntry, encode_page};
+    use proptest::prelude::*;
+
+    const LAYOUT: Layout = Layout { epoch: 3, bits: 2 };
+
+    fn pages(prefixes: &[Fingerprint], depth: &[u32], epoch: u32) -> Vec<Vec<u8>> {
+        let mut cut = vec![Vec::new(); 4];
+        for (i, fp) in prefixes.iter().enumerate() {
+            let holders = (0u16..).zip(depth).filter(|(_, d)| i < **d as usize);
+            let holders: Vec<_> = holders.map(|(slot, _)| (Slot(slot), Tier::Gpu)).collect();
+            let tokens = Tokens(32 * (i as u32 + 1));
+            cut[page_of(*fp, 2) as usize].push(PageEntry { fingerprint: *fp, tokens, holders });
+        }
+        cut.iter().map(|entries| encode_page(epoch, entries)).collect()
+    }
+
+    fn prefixes(n: usize) -> Vec<Fingerprint> {
+        let mut out = Vec::new();
+        let bytes: Vec<u8> = (0..n * 8).map(|i| (i / 8) as u8 ^ (i / 2048) as u8).collect();
+        crate::fingerprints(crate::Stride::new(8).unwrap(), crate::root("m", None), &bytes, &mut out);
+        out
+    }
+
+    proptest! {
+        /// The naive model: each holder's depth as it was put in.
+        #[test]
+        fn every_holder_found_has_its_true_depth_and_the_deepest_is_always_found(
+            n in 1usize..500, depth in proptest::collection::vec(0u32..500, 0..4)
+        ) {
+            let prefixes = prefixes(n);
+            let depth: Vec<u32> = depth.iter().map(|d| d % (n as u32 + 1)).collect();
+            let pages = pages(&prefixes, &depth, 3);
+            let mut reads = 0;
+            let found = lookup(&prefixes, LAYOUT, |page| { reads += 1; pages.get(page as usize).cloned() });
+            prop_assert!(reads <= PROBES);
+            for m in &found {
+                prop_assert_eq!(m.stride, depth[usize::from(m.slot.0)]);
+                prop_assert_eq!(m.tokens, Tokens(32 * m.stride));
+            }
+            let best = depth.iter().max().copied().unwrap_or(0);
+            prop_assert_eq!(found.iter().map(|m| m.stride).max().unwrap_or(0), best);
+            // Missing holders hold less than half of what the first probes saw.
+            for (slot, d) in depth.iter().enumerate() {
+                let met = found.iter().any(|m| usize::from(m.slot.0) == slot);
+                prop_assert!(met || *d == 0 || *d <= best.div_ceil(2).max(n as u32 / 2));
+            }
+        }
+
+        #[test]
+        fn many_holders_are_undercounted_never_overcounted(depth in proptest::collection::vec(0u32..400, 40)) {
+            let prefixes = prefixes(400);
+            let pages = pages(&prefixes, &depth, 3);
+            for m in lookup(&prefixes, LAYOUT, |page| pages.get(page as usize).cloned()) {
+                prop_assert!(m.stride <= depth[usize::from(m.slot.0)]);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_of_another_epoch_and_missing_pages_hold_nothing() {
+        let prefixes = prefixes(50);
+        let pages = pages(&prefixes, &[50], 4);
+        assert!(lookup(&prefixes, LAYOUT, |page| pages.get(page as usize).cloned()).is_empty());
+        assert!(lookup(&prefixes, LAYOUT, |_| None).is_empty());
+        assert!(lookup(&[], LAYOUT, |_| None).is_empty());
+    }
+
+    #[test]
+    fn a_30_kb_prompt_takes_8_reads() {
+        let prefixes = prefixes(234);
+        let pages = pages(&prefixes, &[234, 234], 3);
+        let mut reads = 0;
+        lookup(&prefixes, LAYOUT, |page| {
+            reads += 1;
+            pages.get(page as usize).cloned()
+        });
+        assert_eq!(reads, 8);
+    }
+}
