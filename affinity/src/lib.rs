@@ -3,7 +3,7 @@
 //! Used by the filter, the indexer and the engine simulator alike, so that all three agree on every byte.
 //! **Invariant:** no I/O, no clock, no randomness, no host. What depends on time or chance takes it as an argument.
 //!
-//! Read in this order: [`fingerprint`] (bytes to fingerprints), [`page`] and [`lookup`] (the affinity table),
+//! Read in this order: [`prompt`] (a request's canonical bytes), [`fingerprint`] (bytes to fingerprints), [`page`] and [`lookup`] (the affinity table),
 //! [`predicted`] (placements not yet confirmed), [`placement`] (loads and matches to an endpoint),
 //! [`fleet`] and [`sync`] (what travels between indexer and filter).
 
@@ -13,6 +13,7 @@ pub mod lookup;
 pub mod page;
 pub mod placement;
 pub mod predicted;
+pub mod prompt;
 pub mod sync;
 pub mod units;
 mod wire;
