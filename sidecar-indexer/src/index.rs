@@ -1,0 +1,385 @@
+//! What every endpoint holds, from its events.
+//!
+//! An endpoint names its blocks by hashes that mean nothing elsewhere. Here each hash gets a count of physical copies
+//! and a place in the [`Tree`] of contents, which all endpoints share.
+//!
+//! **Invariants:** a block is resident on a tier while more copies were stored there than removed; a block whose
+//! parent is unknown waits, outside the tree, until the parent is stored; a block that holds a token whose bytes are
+//! unknown, and all after it, are counted but stay outside the tree. The number of blocks, and of tree nodes, is
+//! bounded: beyond the bound new blocks are left out, so the table undercounts.
+
+use crate::events::{Attention, Event, Removed, Stored};
+use crate::tokens::Vocabulary;
+use crate::tree::{NodeId, Tree};
+use affinity::page::{PageEntry, encode_page};
+use affinity::{Slot, Stride, Tier};
+use fnv::FnvHashMap;
+use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+/// What bounds and shapes an index.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Distance between fingerprints.
+    pub stride: Stride,
+    /// At most this many blocks over all endpoints, and as many tree nodes.
+    pub max_blocks: usize,
+    /// Tiers whose events count.
+    pub tiers: Vec<Tier>,
+}
+
+/// What an index holds and has left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Blocks resident, counted once per endpoint.
+    pub blocks: usize,
+    /// Of these, how many wait for their parent.
+    pub orphans: usize,
+    /// Of these, how many are beyond a token whose bytes are unknown.
+    pub unreadable: usize,
+    /// Distinct blocks in the tree.
+    pub nodes: usize,
+    /// Blocks left out because the index was full, since the start.
+    pub refused: u64,
+}
+
+/// The index of all endpoints.
+pub struct Index {
+    options: Options,
+    tree: Tree,
+    endpoints: BTreeMap<Slot, Endpoint>,
+    stats: Stats,
+}
+
+/// What one endpoint holds.
+struct Endpoint {
+    model: Arc<str>,
+    vocabulary: Arc<Vocabulary>,
+    /// The cache group that is indexed: the first one seen that keeps every block.
+    group: Option<u32>,
+    blocks: FnvHashMap<u64, Block>,
+    /// Orphans by the parent they wait for.
+    waiting: FnvHashMap<u64, Vec<u64>>,
+}
+
+struct Block {
+    /// Copies per tier. Never all 0.
+    copies: [u16; 3],
+    place: Place,
+}
+
+/// Where a block stands.
+enum Place {
+    Tree(NodeId),
+    /// Beyond a token whose bytes are unknown.
+    Unreadable,
+    Orphan(Box<Orphan>),
+}
+
+struct Orphan {
+    parent: u64,
+    tokens: Box<[u32]>,
+    readable: bool,
+}
+
+/// What a block comes after.
+#[derive(Clone, Copy)]
+enum Anchor {
+    Tree(NodeId),
+    Unreadable,
+    Unknown(u64),
+}
+
+impl Block {
+    /// The fastest tier that has a copy.
+    fn tier(&self) -> Option<Tier> {
+        [Tier::Gpu, Tier::Cpu, Tier::Disk].into_iter().zip(self.copies).find(|(_, n)| *n > 0).map(|(tier, _)| tier)
+    }
+
+    fn copies_on(&mut self, tier: Tier) -> &mut u16 {
+        let [gpu, cpu, disk] = &mut self.copies;
+        match tier {
+            Tier::Gpu => gpu,
+            Tier::Cpu => cpu,
+            Tier::Disk => disk,
+        }
+    }
+}
+
+impl Index {
+    /// An empty index. `epoch` as for [`crate::table::Table::new`].
+    #[must_use]
+    pub fn new(options: Options, epoch: u32) -> Self {
+        let tree = Tree::new(options.stride, epoch);
+        Self { options, tree, endpoints: BTreeMap::new(), stats: Stats::default() }
+    }
+
+    /// Adds an endpoint, or clears it. `model` is the canonical name: endpoints of one model share contents.
+    pub fn add(&mut self, slot: Slot, model: &str, vocabulary: Arc<Vocabulary>) {
+        self.clear(slot);
+        let endpoint = Endpoint {
+            model: model.into(),
+            vocabulary,
+            group: None,
+            blocks: FnvHashMap::default(),
+            waiting: FnvHashMap::default(),
+        };
+        self.endpoints.insert(slot, endpoint);
+    }
+
+    /// Applies one event of an endpoint. Events of unknown endpoints are ignored.
+    pub fn apply(&mut self, slot: Slot, event: &Event) {
+        match event {
+            Event::Stored(stored) => self.store(slot, stored),
+            Event::Removed(removed) => self.remove(slot, removed),
+            // The engine means one pool; other tiers may keep theirs. Forgetting those too is an undercount.
+            Event::Cleared => self.forget(slot),
+        }
+    }
+
+    /// Forgets what an endpoint holds, and which of its cache groups counts.
+    pub fn clear(&mut self, slot: Slot) {
+        self.forget(slot);
+        if let Some(endpoint) = self.endpoints.get_mut(&slot) {
+            endpoint.group = None;
+        }
+    }
+
+    /// Lets the table grow to what it holds. To be called after a batch rather than after every event.
+    pub fn settle(&mut self) {
+        self.tree.table_mut().grow();
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn table(&self) -> &crate::table::Table {
+        self.tree.table()
+    }
+
+    /// A page's bytes.
+    #[must_use]
+    pub fn page(&self, page: u32) -> Vec<u8> {
+        encode_page(self.table().epoch(), &self.tree.entries(page))
+    }
+
+    /// A page's entries.
+    #[must_use]
+    pub fn entries(&self, page: u32) -> Vec<PageEntry> {
+        self.tree.entries(page)
+    }
+
+    /// Totals.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats { nodes: self.tree.len(), ..self.stats }
+    }
+
+    /// The blocks resident on an endpoint and how many copies of each, in no order.
+    pub fn resident(&self, slot: Slot) -> impl Iterator<Item = (u64, u32)> + '_ {
+        let blocks = self.endpoints.get(&slot).map(|e| &e.blocks);
+        blocks.into_iter().flatten().map(|(hash, b)| (*hash, b.copies.iter().map(|n| u32::from(*n)).sum()))
+    }
+
+    fn store(&mut self, slot: Slot, stored: &Stored) {
+        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+        if !self.options.tiers.contains(&stored.tier) || !endpoint.accepts(stored) {
+            return;
+        }
+        if stored.block_size == 0 {
+            for hash in &stored.hashes {
+                self.add_copy(slot, *hash, stored.tier);
+            }
+            return;
+        }
+        let mut root = None;
+        let mut anchor = match stored.parent {
+            Some(parent) => endpoint.anchor(parent),
+            None => {
+                let name = stored.adapter.as_deref().unwrap_or(&endpoint.model);
+                let node = self.tree.root(&endpoint.model, name, stored.salt.as_deref());
+                root = Some(node);
+                Anchor::Tree(node)
+            }
+        };
+        let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
+        for (i, (hash, tokens)) in blocks.enumerate() {
+            if !self.put(slot, *hash, stored.tier, anchor, tokens, i < stored.readable) {
+                // What follows would only be orphans.
+                self.stats.refused += (stored.hashes.len() - i) as u64;
+                break;
+            }
+            let Some(endpoint) = self.endpoints.get(&slot) else { break };
+            anchor = endpoint.anchor(*hash);
+        }
+        if let Some(root) = root {
+            self.tree.release(root);
+        }
+    }
+
+    /// Adds one copy of a block, new or not; `false` if there is no room.
+    fn put(&mut self, slot: Slot, hash: u64, tier: Tier, anchor: Anchor, tokens: &[u32], readable: bool) -> bool {
+        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return false };
+        if endpoint.blocks.contains_key(&hash) {
+            self.add_copy(slot, hash, tier);
+            return true;
+        }
+        if self.stats.blocks >= self.options.max_blocks || self.tree.len() >= self.options.max_blocks {
+            return false;
+        }
+        let place = match anchor {
+            Anchor::Unknown(parent) => {
+                endpoint.waiting.entry(parent).or_default().push(hash);
+                Place::Orphan(Box::new(Orphan { parent, tokens: tokens.into(), readable }))
+            }
+            known => self.place(slot, known, tokens, readable),
+        };
+        let mut copies = Block { copies: [0; 3], place };
+        *copies.copies_on(tier) = 1;
+        self.count(&copies.place, true);
+        self.stats.blocks += 1;
+        let node = copies.node();
+        if let Some(endpoint) = self.endpoints.get_mut(&slot) {
+            endpoint.blocks.insert(hash, copies);
+        }
+        if let Some(node) = node {
+            self.tree.set_resident(node, slot, Some(tier));
+        }
+        self.adopt(slot, hash);
+        true
+    }
+
+    /// Finds the place of a block after a known one.
+    fn place(&mut self, slot: Slot, anchor: Anchor, tokens: &[u32], readable: bool) -> Place {
+        let (Anchor::Tree(parent), true) = (anchor, readable) else { return Place::Unreadable };
+        let Some(endpoint) = self.endpoints.get(&slot) else { return Place::Unreadable };
+        let spell = |bytes: &mut Vec<u8>| endpoint.vocabulary.spell(tokens, bytes);
+        self.tree.child(parent, tokens, spell).map_or(Place::Unreadable, Place::Tree)
+    }
+
+    /// Places the orphans that waited for `hash`, then those that waited for them.
+    fn adopt(&mut self, slot: Slot, hash: u64) {
+        let mut parents = vec![hash];
+        while let Some(parent) = parents.pop() {
+            let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+            let anchor = endpoint.anchor(parent);
+            if matches!(anchor, Anchor::Unknown(_)) {
+                continue;
+            }
+            for child in endpoint.waiting.remove(&parent).unwrap_or_default() {
+                let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+                let Some(block) = endpoint.blocks.get_mut(&child) else { continue };
+                let tier = block.tier();
+                let Place::Orphan(orphan) = std::mem::replace(&mut block.place, Place::Unreadable) else { continue };
+                let place = self.place(slot, anchor, &orphan.tokens, orphan.readable);
+                self.stats.orphans -= 1;
+                self.count(&place, true);
+                if let Place::Tree(node) = &place {
+                    self.tree.set_resident(*node, slot, tier);
+                }
+                if let Some(block) = self.endpoints.get_mut(&slot).and_then(|e| e.blocks.get_mut(&child)) {
+                    block.place = place;
+                }
+                parents.push(child);
+            }
+        }
+    }
+
+    fn add_copy(&mut self, slot: Slot, hash: u64, tier: Tier) {
+        let Some(block) = self.endpoints.get_mut(&slot).and_then(|e| e.blocks.get_mut(&hash)) else { return };
+        let copies = block.copies_on(tier);
+        *copies = copies.saturating_add(1);
+        if let Some(node) = block.node() {
+            self.tree.set_resident(node, slot, block.tier());
+        }
+    }
+
+    fn remove(&mut self, slot: Slot, removed: &Removed) {
+        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+        if !self.options.tiers.contains(&removed.tier) || removed.group.is_some_and(|g| Some(g) != endpoint.group) {
+            return;
+        }
+        for hash in &removed.hashes {
+            let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+            let Entry::Occupied(mut entry) = endpoint.blocks.entry(*hash) else { continue };
+            let block = entry.get_mut();
+            // A removal of a copy stored before we listened must not go below zero.
+            let copies = block.copies_on(removed.tier);
+            *copies = copies.saturating_sub(1);
+            let tier = block.tier();
+            if tier.is_some() {
+                if let Some(node) = block.node() {
+                    self.tree.set_resident(node, slot, tier);
+                }
+                continue;
+            }
+            let block = entry.remove();
+            if let Place::Orphan(orphan) = &block.place
+                && let Entry::Occupied(mut waiting) = endpoint.waiting.entry(orphan.parent)
+            {
+                waiting.get_mut().retain(|child| child != hash);
+                if waiting.get().is_empty() {
+                    waiting.remove();
+                }
+            }
+            self.drop_block(slot, &block);
+        }
+    }
+
+    /// Forgets an endpoint's blocks.
+    fn forget(&mut self, slot: Slot) {
+        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+        endpoint.waiting.clear();
+        for (_, block) in std::mem::take(&mut endpoint.blocks) {
+            self.drop_block(slot, &block);
+        }
+    }
+
+    fn drop_block(&mut self, slot: Slot, block: &Block) {
+        self.stats.blocks -= 1;
+        self.count(&block.place, false);
+        if let Some(node) = block.node() {
+            self.tree.set_resident(node, slot, None);
+        }
+    }
+
+    /// Keeps the totals of blocks outside the tree.
+    fn count(&mut self, place: &Place, more: bool) {
+        let total = match place {
+            Place::Tree(_) => return,
+            Place::Unreadable => &mut self.stats.unreadable,
+            Place::Orphan(_) => &mut self.stats.orphans,
+        };
+        *total = if more { *total + 1 } else { *total - 1 };
+    }
+}
+
+impl Endpoint {
+    /// Whether an event is of the cache group that counts. The first group that keeps every block becomes that one:
+    /// an engine with several announces each span once per group, with the same hashes.
+    fn accepts(&mut self, stored: &Stored) -> bool {
+        match stored.attention {
+            Attention::Partial => false,
+            // Engines too old to say: the first group is the one with full attention, if there is one.
+            Attention::Unsaid if self.group.is_none() && stored.group != 0 => false,
+            Attention::Full | Attention::Unsaid => *self.group.get_or_insert(stored.group) == stored.group,
+        }
+    }
+
+    fn anchor(&self, hash: u64) -> Anchor {
+        match self.blocks.get(&hash).map(|block| &block.place) {
+            Some(Place::Tree(node)) => Anchor::Tree(*node),
+            Some(Place::Unreadable) => Anchor::Unreadable,
+            Some(Place::Orphan(_)) | None => Anchor::Unknown(hash),
+        }
+    }
+}
+
+impl Block {
+    fn node(&self) -> Option<NodeId> {
+        match self.place {
+            Place::Tree(node) => Some(node),
+            Place::Unreadable | Place::Orphan(_) => None,
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The index against a model that recomputes everything from the definition after every step.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
+use affinity::page::{PageEntry, page_of};
+use affinity::{Fingerprint, Slot, Stride, Tier, Tokens, fingerprints, root};
+use proptest::prelude::*;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use warmpath_indexer::events::{Attention, Event, Removed, Stored};
+use warmpath_indexer::index::{Index, Options};
+use warmpath_indexer::tokens::Vocabulary;
+
+const STRIDE: u32 = 8;
+/// What tokens spell; several spellings of the same bytes, one of nothing. Token 6 is unknown.
+const SPELLING: [&str; 6] = ["a", "b", "ab", "", "abababababab", "ba"];
+const ENDPOINTS: [&str; 4] = ["m", "m", "m", "n"];
+
+fn vocabulary() -> Arc<Vocabulary> {
+    let added: serde_json::Map<_, _> = SPELLING
+        .iter()
+        .enumerate()
+        .map(|(id, text)| (id.to_string(), serde_json::json!({ "content": text })))
+        .collect();
+    let config = serde_json::json!({ "added_tokens_decoder": added });
+    Arc::new(Vocabulary::from_tiktoken("", Some(&config)).unwrap())
+}
+
+/// A block in its place: all tokens up to its end, and how they are cut.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Block {
+    adapter: Option<&'static str>,
+    salt: Option<&'static str>,
+    size: usize,
+    tokens: Vec<u32>,
+}
+
+impl Block {
+    fn hash(&self, endpoint: usize) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self, endpoint).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn parent(&self) -> Option<Block> {
+        let tokens = self.tokens[..self.tokens.len() - self.size].to_vec();
+        (!tokens.is_empty()).then(|| Block { tokens, ..self.clone() })
+    }
+
+    fn bytes(&self) -> Option<Vec<u8>> {
+        let texts = self.tokens.iter().map(|t| SPELLING.get(*t as usize).copied()).collect::<Option<Vec<_>>>()?;
+        Some(texts.concat().into_bytes())
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    blocks: [BTreeMap<Block, [u32; 3]>; ENDPOINTS.len()],
+}
+
+fn tier_of(copies: &[u32; 3]) -> Option<Tier> {
+    [Tier::Gpu, Tier::Cpu, Tier::Disk].into_iter().zip(copies).find(|(_, n)| **n > 0).map(|(tier, _)| tier)
+}
+
+impl Model {
+    fn entries(&self) -> Vec<PageEntry> {
+        let mut table: BTreeMap<Fingerprint, (Tokens, BTreeMap<Slot, Tier>)> = BTreeMap::new();
+        for (endpoint, blocks) in self.blocks.iter().enumerate() {
+            let slot = Slot(endpoint as u16);
+            for block in blocks.keys() {
+                // Resident up to the root, and on which tier.
+                let mut chain = Some(Tier::Gpu);
+                let mut above = Some(block.clone());
+                while let Some(b) = above {
+                    let tier = blocks.get(&b).and_then(tier_of);
+                    chain = chain.zip(tier).map(|(a, b)| a.max(b));
+                    above = b.parent();
+                }
+                let (Some(tier), Some(bytes)) = (chain, block.bytes()) else { continue };
+                let before = block.parent().map_or(Vec::new(), |p| p.bytes().unwrap());
+                let namespace = root(block.adapter.unwrap_or(ENDPOINTS[endpoint]), block.salt);
+                let mut prints = Vec::new();
+                fingerprints(Stride::new(STRIDE).unwrap(), namespace, &bytes, &mut prints);
+                for (k, fingerprint) in (1..).zip(prints) {
+                    let at = k * STRIDE as usize;
+                    if at <= before.len() {
+                        continue;
+                    }
+                    let whole = block.tokens.len() - if at == bytes.len() { 0 } else { block.size };
+                    let entry = table.entry(fingerprint).or_insert((Tokens(u32::MAX), BTreeMap::new()));
+                    entry.0 = entry.0.min(Tokens(whole as u32));
+                    entry.1.entry(slot).and_modify(|t| *t = (*t).min(tier)).or_insert(tier);
+                }
+            }
+        }
+        let entry = |(fingerprint, (tokens, holders)): (Fingerprint, (Tokens, BTreeMap<Slot, Tier>))| PageEntry {
+            fingerprint,
+            tokens,
+            holders: holders.into_iter().collect(),
+        };
+        table.into_iter().map(entry).collect()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Store these blocks of a sequence, from the `from`-th on.
+    Store {
+        endpoint: usize,
+        last: Block,
+        from: usize,
+        tier: Tier,
+    },
+    /// Say that blocks are on this tier too, without their tokens.
+    Offload {
+        endpoint: usize,
+        pick: prop::sample::Index,
+        tier: Tier,
+    },
+    /// Remove a copy of a block that is (nearly always) there.
+    Remove {
+        endpoint: usize,
+        pick: prop::sample::Index,
+        tier: Tier,
+    },
+    Clear {
+        endpoint: usize,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let endpoint = 0..ENDPOINTS.len();
+    let tier = prop_oneof![4 => Just(Tier::Gpu), 1 => Just(Tier::Cpu), 1 => Just(Tier::Disk)];
+    let token = prop_oneof![20 => 0u32..6, 1 => Just(6u32)];
+    // Few different tokens at each place, so that sequences share prefixes.
+    let block = (
+        prop_oneof![4 => Just(None), 1 => Just(Some("ada"))],
+        prop_oneof![4 => Just(None), 1 => Just(Some("salt"))],
+        prop_oneof![Just(2usize), Just(4)],
+        1usize..6,
+        proptest::collection::vec(prop_oneof![3 => Just(2u32), 2 => token], 24),
+    )
+        .prop_map(|(adapter, salt, size, blocks, mut tokens)| {
+            tokens.truncate(size * blocks);
+            Block { adapter, salt, size, tokens }
+        });
+    let pick = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => (endpoint.clone(), block, 0usize..3, tier.clone())
+            .prop_map(|(endpoint, last, from, tier)| Op::Store { endpoint, last, from, tier }),
+        1 => (endpoint.clone(), pick(), tier.clone())
+            .prop_map(|(endpoint, pick, tier)| Op::Offload { endpoint, pick, tier }),
+        8 => (endpoint.clone(), pick(), tier).prop_map(|(endpoint, pick, tier)| Op::Remove { endpoint, pick, tier }),
+        1 => endpoint.prop_map(|endpoint| Op::Clear { endpoint }),
+    ]
+}
+
+fn stored(hashes: Vec<u64>, tier: Tier) -> Stored {
+    Stored {
+        readable: hashes.len(),
+        hashes,
+        parent: None,
+        tokens: Vec::new(),
+        block_size: 0,
+        tier,
+        group: 0,
+        attention: Attention::Full,
+        adapter: None,
+        salt: None,
+    }
+}
+
+/// Applies an operation to both.
+fn run(op: &Op, index: &mut Index, model: &mut Model) {
+    let picked = |endpoint: usize, pick: &prop::sample::Index, model: &Model| {
+        let blocks = &model.blocks[endpoint];
+        (!blocks.is_empty()).then(|| blocks.keys().nth(pick.index(blocks.len())).unwrap().clone())
+    };
+    match op {
+        Op::Store { endpoint, last, from, tier } => {
+            let all: Vec<Block> = (1..=last.tokens.len() / last.size)
+                .map(|n| Block { tokens: last.tokens[..n * last.size].to_vec(), ..last.clone() })
+                .collect();
+            let from = (*from).min(all.len() - 1);
+            let blocks = &all[from..];
+            let event = Stored {
+                parent: blocks[0].parent().map(|p| p.hash(*endpoint)),
+                tokens: last.tokens[from * last.size..].to_vec(),
+                block_size: last.size as u32,
+                adapter: last.adapter.map(str::to_owned),
+                salt: last.salt.map(str::to_owned),
+                ..stored(blocks.iter().map(|b| b.hash(*endpoint)).collect(), *tier)
+            };
+            index.apply(Slot(*endpoint as u16), &Event::Stored(event));
+            for block in blocks {
+                model.blocks[*endpoint].entry(block.clone()).or_default()[*tier as usize] += 1;
+            }
+        }
+        Op::Offload { endpoint, pick, tier } => {
+            let Some(block) = picked(*endpoint, pick, model) else { return };
+            let event = stored(vec![block.hash(*endpoint)], *tier);
+            index.apply(Slot(*endpoint as u16), &Event::Stored(event));
+            model.blocks[*endpoint].get_mut(&block).unwrap()[*tier as usize] += 1;
+        }
+        Op::Remove { endpoint, pick, tier } => {
+            let Some(block) = picked(*endpoint, pick, model) else { return };
+            let removed = Removed { hashes: vec![block.hash(*endpoint)], tier: *tier, group: Some(0) };
+            index.apply(Slot(*endpoint as u16), &Event::Removed(removed));
+            let copies = model.blocks[*endpoint].get_mut(&block).unwrap();
+            copies[*tier as usize] = copies[*tier as usize].saturating_sub(1);
+            if *copies == [0; 3] {
+                model.blocks[*endpoint].remove(&block);
+            }
+        }
+        Op::Clear { endpoint } => {
+            index.apply(Slot(*endpoint as u16), &Event::Cleared);
+            model.blocks[*endpoint].clear();
+        }
+    }
+}
+
+fn all_entries(index: &Index) -> Vec<PageEntry> {
+    (0..1u32 << index.table().bits()).flat_map(|page| index.entries(page)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn the_table_is_what_the_definition_says_after_every_step(ops in proptest::collection::vec(op(), 1..70)) {
+        let options = Options {
+            stride: Stride::new(STRIDE).unwrap(),
+            max_blocks: 100_000,
+            tiers: vec![Tier::Gpu, Tier::Cpu, Tier::Disk],
+        };
+        let (mut index, mut model, vocabulary) = (Index::new(options, 1), Model::default(), vocabulary());
+        for (endpoint, name) in ENDPOINTS.iter().enumerate() {
+            index.add(Slot(endpoint as u16), name, vocabulary.clone());
+        }
+        let mut before: HashMap<Fingerprint, PageEntry> = HashMap::new();
+        for op in &ops {
+            let version = index.table().version();
+            run(op, &mut index, &mut model);
+            let (entries, expected) = (all_entries(&index), model.entries());
+            prop_assert_eq!(&entries, &expected, "after {:?}", op);
+            prop_assert_eq!(index.table().len(), entries.len());
+            prop_assert_eq!(index.stats().blocks, model.blocks.iter().map(BTreeMap::len).sum::<usize>());
+            // A page that reads differently has a new version.
+            let now: HashMap<_, _> = entries.into_iter().map(|e| (e.fingerprint, e)).collect();
+            let changed: Vec<u32> = index.table().changed_since(version).into_iter().map(|(_, page)| page).collect();
+            for fingerprint in before.keys().chain(now.keys()) {
+                if before.get(fingerprint) != now.get(fingerprint) {
+                    prop_assert!(changed.contains(&page_of(*fingerprint, index.table().bits())));
+                }
+            }
+            before = now;
+        }
+        for endpoint in 0..ENDPOINTS.len() {
+            index.clear(Slot(endpoint as u16));
+        }
+        prop_assert!(index.table().is_empty());
+        let refused = index.stats().refused;
+        prop_assert_eq!(index.stats(), warmpath_indexer::index::Stats { refused, ..Default::default() });
+    }
+}
+
+fn small_index(max_blocks: usize) -> Index {
+    let options = Options { stride: Stride::new(STRIDE).unwrap(), max_blocks, tiers: vec![Tier::Gpu] };
+    let mut index = Index::new(options, 1);
+    index.add(Slot(0), "m", vocabulary());
+    index
+}
+
+/// `n` blocks of 12 bytes each.
+fn sequence(hashes: std::ops::Range<u64>, parent: Option<u64>) -> Stored {
+    let hashes: Vec<u64> = hashes.collect();
+    Stored { parent, tokens: vec![4; hashes.len()], block_size: 1, ..stored(hashes, Tier::Gpu) }
+}
+
+fn remove(hashes: Vec<u64>, group: Option<u32>) -> Event {
+    Event::Removed(Removed { hashes, tier: Tier::Gpu, group })
+}
+
+#[test]
+fn a_full_index_leaves_out_new_blocks_and_takes_them_again_when_there_is_room() {
+    let mut index = small_index(10);
+    index.apply(Slot(0), &Event::Stored(sequence(0..30, None)));
+    let stats = index.stats();
+    assert!(stats.blocks <= 10 && stats.nodes <= 10, "{stats:?}");
+    assert_eq!(stats.blocks as u64 + stats.refused, 30);
+    index.apply(Slot(0), &Event::Cleared);
+    index.apply(Slot(0), &Event::Stored(sequence(0..5, None)));
+    assert_eq!(index.stats().blocks, 5);
+}
+
+#[test]
+fn a_block_stored_twice_stays_until_it_is_removed_twice() {
+    let mut index = small_index(100);
+    index.apply(Slot(0), &Event::Stored(sequence(0..3, None)));
+    index.apply(Slot(0), &Event::Stored(sequence(2..3, Some(1))));
+    let full = index.table().len();
+    index.apply(Slot(0), &remove(vec![2], None));
+    assert_eq!(index.table().len(), full);
+    index.apply(Slot(0), &remove(vec![2], None));
+    assert!(index.table().len() < full);
+    index.apply(Slot(0), &remove(vec![2], None));
+    index.apply(Slot(0), &Event::Stored(sequence(2..3, Some(1))));
+    assert_eq!(index.table().len(), full, "a removal too many does not count against a later store");
+}
+
+#[test]
+fn removals_in_another_cache_group_do_not_count() {
+    let mut index = small_index(100);
+    let window = Stored { group: 0, attention: Attention::Partial, ..sequence(0..3, None) };
+    index.apply(Slot(0), &Event::Stored(window));
+    assert_eq!(index.stats().blocks, 0, "a window's blocks say nothing of a prefix");
+    index.apply(Slot(0), &Event::Stored(Stored { group: 1, ..sequence(0..3, None) }));
+    index.apply(Slot(0), &Event::Stored(Stored { group: 2, ..sequence(0..3, None) }));
+    assert_eq!(index.resident(Slot(0)).map(|(_, n)| n).collect::<Vec<_>>(), [1, 1, 1]);
+    index.apply(Slot(0), &remove(vec![0, 1], Some(0)));
+    assert_eq!(index.stats().blocks, 3);
+    index.apply(Slot(0), &remove(vec![0, 1], Some(1)));
+    assert_eq!(index.stats().blocks, 1);
+}
+
+#[test]
+fn tiers_that_are_not_asked_for_do_not_count() {
+    let mut index = small_index(100);
+    index.apply(Slot(0), &Event::Stored(Stored { tier: Tier::Cpu, ..sequence(0..3, None) }));
+    assert_eq!(index.stats().blocks, 0);
+}
+
+#[test]
+fn text_up_to_an_image_is_indexed_and_nothing_after_it() {
+    let mut index = small_index(100);
+    index.apply(Slot(0), &Event::Stored(Stored { readable: 2, ..sequence(0..4, None) }));
+    index.apply(Slot(0), &Event::Stored(sequence(4..6, Some(3))));
+    assert_eq!(index.table().len(), 24 / STRIDE as usize);
+    assert_eq!((index.stats().unreadable, index.stats().orphans), (4, 0));
+}
