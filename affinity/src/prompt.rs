@@ -108,6 +108,18 @@ impl Prompts {
         (Self { profiles, templates }, failed)
     }
 
+    /// How many models there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.profiles.models.len()
+    }
+
+    /// Whether there is no model.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.profiles.models.is_empty()
+    }
+
     /// The profile of a model by its number.
     #[must_use]
     pub fn profile(&self, model: u16) -> Option<&Profile> {

@@ -1,0 +1,168 @@
+//! From a request to its endpoint: the fallback ladder.
+//!
+//! 1. The table says who holds the prompt's prefix: placement weighs that against load.
+//! 2. Placements just made say who will soon hold it (also all there is when no events come).
+//! 3. Nobody is known to hold much, or the prompt is not known: rendezvous hashing, with bounded load.
+//! 4. No fleet is known, or no endpoint of it is up: no header is set and the cluster's own load balancer decides.
+//!
+//! **Invariant:** every rung ends in a decision or in `None`; nothing here fails a request.
+
+use crate::config::Config;
+use crate::host;
+use crate::loads::{Charge, Loads};
+use crate::view::{Keys, Known};
+use affinity::fingerprint::fingerprints;
+use affinity::lookup::{Match, lookup};
+use affinity::placement::{Choice, Hit, Load, Prompt, place};
+use affinity::predicted::{Mark, Prediction, encode_mark, marks, place_of, predict};
+use affinity::prompt::{Api, Asked, Unknown};
+use affinity::sync::Placement;
+use affinity::{Fingerprint, Tokens, root};
+use std::rc::Rc;
+
+/// How far beyond the known part of a prompt the spreading key lies, in strides: past the end of a block that the
+/// table cannot show yet.
+const KEY_BEYOND: usize = 8;
+/// Prompt bytes per token until a match tells better: English.
+const BYTES_PER_TOKEN: f64 = 4.0;
+
+/// A decision and what it rests on.
+pub struct Decision {
+    /// The value of the routing header: the endpoint, and those that retries walk to.
+    pub header: String,
+    /// The request's share of the endpoint's load.
+    pub charge: Charge,
+    /// What the filter would send to other gateways.
+    pub placement: Option<Placement>,
+    pub explanation: Explanation,
+}
+
+/// Why, in numbers: for counters and for the `x-warmpath-*` response headers.
+pub struct Explanation {
+    pub choice: Choice,
+    /// Whether the table could be used.
+    pub table_fresh: bool,
+    /// Why the prompt's bytes are not known, if so.
+    pub unknown: Option<Unknown>,
+    /// Estimated where nobody holds it.
+    pub prompt_tokens: Tokens,
+    /// Tokens that the table says the chosen endpoint holds.
+    pub table_tokens: Tokens,
+    /// Every holder's match, by the table.
+    pub matches: Vec<Match>,
+    pub predicted: Option<Prediction>,
+}
+
+/// Everything a decision reads.
+pub struct Inputs<'a> {
+    pub config: &'a Config,
+    pub keys: &'a Keys,
+    pub known: &'a Known,
+    pub loads: &'a Rc<Loads>,
+    pub now_ms: u64,
+    pub heard_ms: u64,
+    pub chance: u64,
+}
+
+/// Chooses an endpoint for a body; `None`: the cluster's own load balancer decides.
+pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
+    let Inputs { config, keys, known, loads, now_ms, .. } = *inputs;
+    let fleet = known.fleet.as_ref()?;
+    let asked = match &known.prompts {
+        _ if body.is_empty() => Asked { model: None, prompt: Err(Unknown::Malformed) },
+        Some(prompts) => prompts.read(api, body),
+        None => Asked { model: None, prompt: Err(Unknown::Model) },
+    };
+    let engines = known.engines(asked.model);
+    if engines.is_empty() {
+        return None;
+    }
+
+    let mut prefixes = Vec::new();
+    let (unknown, length) = match &asked.prompt {
+        Ok(prompt) => {
+            fingerprints(fleet.stride, prompt.root, prompt.text.as_bytes(), &mut prefixes);
+            (None, prompt.text.len())
+        }
+        // The raw body stands in for the prompt, in a namespace of its own: enough to send what begins alike to
+        // the same place, and no table entry can ever match it.
+        Err(why) => {
+            fingerprints(fleet.stride, root("\0raw body", None), body, &mut prefixes);
+            (Some(*why), body.len())
+        }
+    };
+
+    let table_fresh = now_ms.saturating_sub(inputs.heard_ms) <= config.stale_after_ms;
+    let matches = match known.layout() {
+        Some(layout) if table_fresh && unknown.is_none() => {
+            lookup(&prefixes, layout, |page| host::shared(&keys.page(page)).map(|(bytes, _)| bytes))
+        }
+        _ => Vec::new(),
+    };
+    let deepest = matches.iter().max_by_key(|m| m.stride);
+    let per_token = deepest
+        .filter(|m| m.tokens.0 > 0)
+        .map_or(BYTES_PER_TOKEN, |m| f64::from(m.stride) * fleet.stride.bytes() as f64 / f64::from(m.tokens.0));
+    let tokens_of = |bytes: usize| Tokens((bytes as f64 / per_token) as u32);
+    let depth = deepest.map_or(0, |m| m.stride);
+    let predicted = predict(&prefixes, depth, now_ms, |place| host::shared(&keys.place(place)).map(|(bytes, _)| bytes));
+
+    let from_table =
+        matches.iter().map(|m| Hit { slot: m.slot, tokens: m.tokens, credit: m.tier.credit(), predicted: false });
+    let from_placements =
+        predicted.iter().map(|p| Hit { slot: p.slot, tokens: p.tokens, credit: 1.0, predicted: true });
+    let hits: Vec<Hit> = from_table.chain(from_placements).collect();
+
+    let beyond = (depth as usize + KEY_BEYOND).min(prefixes.len());
+    let key = beyond.checked_sub(1).and_then(|k| prefixes.get(k)).copied().unwrap_or_else(|| short_key(&asked, body));
+    let prompt = Prompt { tokens: tokens_of(length).max(Tokens(1)), key };
+    let load = |slot| {
+        let here = loads.of(slot);
+        let (in_flight, queued) = known.endpoint(slot).map_or((0, 0), |e| (e.remote_in_flight, e.remote_queued_tokens));
+        Load {
+            in_flight: here.in_flight + u64::from(in_flight),
+            queued_tokens: here.queued_tokens + u64::from(queued),
+            recent_tokens: here.recent_tokens,
+        }
+    };
+    let choice = place(engines, prompt, &hits, loads.fleet(), inputs.chance, load)?;
+
+    let slot = *choice.slots.first()?;
+    let names = choice.slots.iter().filter_map(|s| known.endpoint(*s)).map(|e| e.address.as_str());
+    let header = names.collect::<Vec<_>>().join(",");
+    let missing = Tokens(prompt.tokens.0.saturating_sub(choice.hit.0));
+    let charge = loads.charge(slot, missing);
+
+    let held = matches.iter().filter(|m| m.slot == slot).map(|m| m.stride);
+    let held = held.chain(predicted.iter().filter(|p| p.slot == slot).map(|p| p.stride)).max().unwrap_or(0);
+    let events = known.endpoint(slot).is_some_and(|e| e.events) && unknown.is_none();
+    let ttl = if events { config.predicted_ttl_ms } else { config.approximate_ttl_ms };
+    let mut new_marks: Vec<(Fingerprint, Tokens)> = Vec::new();
+    for stride in marks(prefixes.len() as u32).filter(|m| *m > held) {
+        let Some(fingerprint) = prefixes.get(stride as usize - 1).copied() else { continue };
+        new_marks.push((fingerprint, tokens_of(stride as usize * fleet.stride.bytes())));
+    }
+    remember(keys, slot, &new_marks, now_ms + ttl);
+    let placement = (fleet.gateways > 1 && !new_marks.is_empty()).then_some(Placement { slot, marks: new_marks });
+
+    let table_tokens = matches.iter().filter(|m| m.slot == slot).map(|m| m.tokens).max().unwrap_or_default();
+    let explanation =
+        Explanation { choice, table_fresh, unknown, prompt_tokens: prompt.tokens, table_tokens, matches, predicted };
+    Some(Decision { header, charge, placement, explanation })
+}
+
+/// Writes a placement's marks to their places.
+pub fn remember(keys: &Keys, slot: affinity::Slot, marks: &[(Fingerprint, Tokens)], expires_ms: u64) {
+    for (fingerprint, tokens) in marks {
+        let mark = Mark { fingerprint: *fingerprint, slot, tokens: *tokens, expires_ms };
+        host::set_shared(&keys.place(place_of(*fingerprint)), &encode_mark(&mark), None);
+    }
+}
+
+/// The spreading key of a prompt shorter than one stride: all of it.
+fn short_key(asked: &Asked, body: &[u8]) -> Fingerprint {
+    match &asked.prompt {
+        Ok(prompt) => root(&prompt.text, Some("short")),
+        Err(_) => root(&String::from_utf8_lossy(body), Some("short")),
+    }
+}

@@ -1,0 +1,232 @@
+//! One request: held until its endpoint is known, then accounted for until it ends.
+
+use crate::config::Hold;
+use crate::decide::{Decision, Explanation};
+use crate::host::{self, Buffer, Headers};
+use crate::loads::Charge;
+use crate::plugin::Plugin;
+use affinity::prompt::Api;
+use affinity::{Slot, Tokens};
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::Action;
+use std::rc::Rc;
+
+/// The header that override_host reads: `ip:port[,ip:port...]`.
+pub const ROUTING_HEADER: &str = "x-gateway-destination-endpoint";
+/// Filter state that carries the same value where headers cannot be set any more (hold by buffer).
+pub const FILTER_STATE: &str = "warmpath.endpoint";
+/// A request that carries this header is answered with `x-warmpath-*` headers.
+const DEBUG_HEADER: &str = "x-warmpath-debug";
+
+/// How far a request has come.
+enum Phase {
+    /// Not a prompt, or already decided: everything passes.
+    Passing,
+    /// Waiting for the whole body, which Envoy keeps (hold by pause).
+    Paused,
+    /// Collecting the body as it passes to the buffer filter (hold by buffer).
+    Collecting(Vec<u8>),
+}
+
+/// One HTTP stream.
+pub struct Stream {
+    id: u32,
+    plugin: Rc<Plugin>,
+    api: Option<Api>,
+    phase: Phase,
+    /// Whether the client asked for an explanation.
+    explain: bool,
+    explanation: Option<Explanation>,
+    /// Released when the stream is dropped.
+    charge: Option<Charge>,
+    first_byte_seen: bool,
+}
+
+impl Stream {
+    pub fn new(id: u32, plugin: Rc<Plugin>) -> Self {
+        Self {
+            id,
+            plugin,
+            api: None,
+            phase: Phase::Passing,
+            explain: false,
+            explanation: None,
+            charge: None,
+            first_byte_seen: false,
+        }
+    }
+
+    /// Decides with what is known of the body, and lets the request go.
+    fn decide(&mut self, body: &[u8]) {
+        self.phase = Phase::Passing;
+        let Some(api) = self.api else { return };
+        if let Some(Decision { header, charge, explanation, .. }) = self.plugin.decide(api, body) {
+            let told = match self.plugin.config.hold {
+                Hold::Pause => host::set_header(Headers::Request, ROUTING_HEADER, &header),
+                Hold::Buffer => host::set_filter_state(FILTER_STATE, &header),
+            };
+            if told {
+                self.charge = Some(charge);
+                self.explanation = Some(explanation);
+            }
+        }
+    }
+
+    /// The whole body is there, or as much of it as may be held.
+    fn body(&mut self, size: usize, end: bool) -> Action {
+        let limit = self.plugin.config.max_body_bytes;
+        match &mut self.phase {
+            Phase::Passing => Action::Continue,
+            Phase::Paused => {
+                self.plugin.paused.body_seen(self.id);
+                if !end && size <= limit {
+                    return Action::Pause;
+                }
+                let whole = end && size <= limit;
+                let body = if whole { host::buffer(Buffer::RequestBody, 0, size) } else { self.too_long() };
+                self.decide(&body.unwrap_or_default());
+                Action::Continue
+            }
+            Phase::Collecting(body) => {
+                if body.len() + size > limit {
+                    let body = self.too_long();
+                    self.decide(&body.unwrap_or_default());
+                    return Action::Continue;
+                }
+                if size > 0 {
+                    body.append(&mut host::buffer(Buffer::RequestBody, 0, size).unwrap_or_default());
+                }
+                if end {
+                    let body = std::mem::take(body);
+                    self.decide(&body);
+                }
+                Action::Continue
+            }
+        }
+    }
+
+    /// A body too long to be read: its beginning still says where requests that begin alike went.
+    fn too_long(&self) -> Option<Vec<u8>> {
+        self.plugin.count("unknown", "body_too_long");
+        match &self.phase {
+            Phase::Collecting(body) => Some(body.clone()),
+            _ => host::buffer(Buffer::RequestBody, 0, self.plugin.config.max_body_bytes),
+        }
+    }
+
+    /// Moves the charge to the endpoint that answers: a retry may have walked on, or the cluster decided alone.
+    fn settle(&mut self) {
+        let Some(address) = host::property("upstream\0address").and_then(|a| String::from_utf8(a).ok()) else { return };
+        let known = self.plugin.known();
+        let Some(slot) = known.at(&address) else { return };
+        if self.charge.as_ref().is_none_or(|c| c.slot() != slot) {
+            self.charge = None;
+            self.charge = Some(self.plugin.loads.charge(slot, Tokens(0)));
+        }
+    }
+
+    fn first_byte(&mut self) {
+        if !self.first_byte_seen {
+            self.first_byte_seen = true;
+            if let Some(charge) = &mut self.charge {
+                charge.first_byte();
+            }
+        }
+    }
+
+    /// The `x-warmpath-*` response headers.
+    fn answer(&self) {
+        let set = |name: &str, value: &str| {
+            host::set_header(Headers::Response, name, value);
+        };
+        let Some(e) = &self.explanation else {
+            set("x-warmpath-decision", "none");
+            return;
+        };
+        let known = self.plugin.known();
+        let address = |slot: Slot| known.endpoint(slot).map_or_else(String::new, |e| e.address.clone());
+        let chosen = e.choice.slots.first().map(|s| address(*s)).unwrap_or_default();
+        set("x-warmpath-decision", e.choice.reason.as_str());
+        set("x-warmpath-endpoint", &chosen);
+        set("x-warmpath-prompt", e.unknown.map_or("exact", |u| u.as_str()));
+        set("x-warmpath-table", if e.table_fresh { "fresh" } else { "stale" });
+        set("x-warmpath-prompt-tokens", &e.prompt_tokens.0.to_string());
+        set("x-warmpath-hit-tokens", &e.table_tokens.0.to_string());
+        let matches: Vec<String> = e.matches.iter().map(|m| format!("{}={}", address(m.slot), m.tokens.0)).collect();
+        set("x-warmpath-matches", &matches.join(","));
+        if let Some(p) = e.predicted {
+            set("x-warmpath-predicted", &format!("{}={}", address(p.slot), p.tokens.0));
+        }
+    }
+}
+
+impl Context for Stream {}
+
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _: usize, end: bool) -> Action {
+        // A client must not steer.
+        host::remove_header(Headers::Request, ROUTING_HEADER);
+        if end {
+            return Action::Continue;
+        }
+        self.api = host::header(Headers::Request, ":path").and_then(|path| Api::of_path(&path));
+        if self.api.is_none() {
+            return Action::Continue;
+        }
+        self.explain = self.plugin.config.explain && host::header(Headers::Request, DEBUG_HEADER).is_some();
+        match self.plugin.config.hold {
+            Hold::Pause if self.plugin.paused.allowed() => {
+                self.phase = Phase::Paused;
+                self.plugin.paused.enter(self.id);
+                Action::Pause
+            }
+            Hold::Pause => Action::Continue,
+            Hold::Buffer => {
+                self.phase = Phase::Collecting(Vec::new());
+                Action::Continue
+            }
+        }
+    }
+
+    fn on_http_request_body(&mut self, size: usize, end: bool) -> Action {
+        self.body(size, end)
+    }
+
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        // Trailers end the body: no call says so otherwise.
+        match &mut self.phase {
+            Phase::Passing => {}
+            Phase::Paused => {
+                let body = host::buffer(Buffer::RequestBody, 0, self.plugin.config.max_body_bytes);
+                self.decide(&body.unwrap_or_default());
+            }
+            Phase::Collecting(body) => {
+                let body = std::mem::take(body);
+                self.decide(&body);
+            }
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_headers(&mut self, _: usize, end: bool) -> Action {
+        self.settle();
+        if end {
+            self.first_byte();
+        }
+        if self.explain {
+            self.answer();
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, _: usize, _: bool) -> Action {
+        self.first_byte();
+        Action::Continue
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.plugin.paused.leave(self.id);
+    }
+}

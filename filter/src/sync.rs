@@ -1,0 +1,211 @@
+//! The sync loop: one VM at a time keeps a request open to the indexer and writes what comes back to shared data.
+//!
+//! Envoy runs workers + 1 VMs, all ticking. A lease in shared data (owner, expiry), taken by compare-and-swap, makes
+//! one of them the poller; when it stops renewing, another takes over. Everything the poller knows (versions, gateway
+//! name) lies in shared data too, so a successor goes on where it stopped.
+//!
+//! **Invariant:** a reply is applied in order and its versions are written last, so a poller that dies half-way leaves
+//! a state from which the same reply can be asked for and applied again.
+
+use crate::decide::remember;
+use crate::host::{self, Buffer, Metric, MetricKind};
+use crate::plugin::Plugin;
+use affinity::sync::{Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames};
+use std::time::Duration;
+
+/// Every VM ticks this often.
+pub const TICK: Duration = Duration::from_millis(100);
+/// A lease lasts this long without renewal.
+const LEASE_MS: u64 = 2_000;
+/// How long the indexer may hold a request when it has no news.
+const WAIT_MS: u16 = 1_000;
+/// The same where other gateways want to know our loads.
+const WAIT_SHARED_MS: u16 = 100;
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// After failures, wait this long before asking again, doubling up to the second.
+const BACKOFF_MS: (u64, u64) = (100, 2_000);
+
+/// This VM's part in the loop.
+pub struct Sync {
+    /// Names this VM in the lease.
+    me: u64,
+    /// Token of the request in flight and when it was sent.
+    asking: Option<(u32, u64)>,
+    not_before_ms: u64,
+    backoff_ms: u64,
+    faded_ms: u64,
+    ok: Option<Metric>,
+    failed: Option<Metric>,
+}
+
+impl Sync {
+    pub fn new(me: u64, fleet: &str) -> Self {
+        let counter = |name: &str| host::metric(MetricKind::Counter, &format!("warmpath.{fleet}.sync.{name}"));
+        let (ok, failed) = (counter("ok"), counter("failed"));
+        Self { me, asking: None, not_before_ms: 0, backoff_ms: BACKOFF_MS.0, faded_ms: 0, ok, failed }
+    }
+
+    /// Keeps or takes the lease, and asks if nothing is being asked.
+    pub fn tick(&mut self, plugin: &Plugin) {
+        let now = host::now_ms();
+        self.send_placements(plugin);
+        if !self.lead(plugin, now) {
+            return;
+        }
+        if now.saturating_sub(self.faded_ms) >= 1_000 {
+            self.faded_ms = now;
+            plugin.loads.fade();
+        }
+        // A callout that was lost with its cluster never answers: it counts as failed after twice its timeout.
+        if self.asking.is_some_and(|(_, since)| now.saturating_sub(since) > 2 * TIMEOUT.as_millis() as u64) {
+            self.asking = None;
+        }
+        if self.asking.is_none() && now >= self.not_before_ms {
+            self.ask(plugin, now);
+        }
+    }
+
+    /// The answer to a callout of this VM. Placements are not waited for.
+    pub fn answered(&mut self, plugin: &Plugin, token: u32, headers: usize, size: usize) {
+        if self.asking.is_none_or(|(asked, _)| asked != token) {
+            return;
+        }
+        self.asking = None;
+        let now = host::now_ms();
+        // Without headers the call failed; reading anything of it would be an error.
+        let body = if headers == 0 { None } else { host::buffer(Buffer::CalloutBody, 0, size) };
+        if !body.is_some_and(|body| apply(plugin, &body, now)) {
+            self.fail(plugin, now, "the answer was not a sync reply");
+            return;
+        }
+        plugin.news.heard_ms.set(now);
+        self.backoff_ms = BACKOFF_MS.0;
+        if let Some(ok) = self.ok {
+            ok.add(1);
+        }
+        if self.lead(plugin, now) {
+            self.ask(plugin, now);
+        }
+    }
+
+    fn ask(&mut self, plugin: &Plugin, now: u64) {
+        let shared = plugin.known().fleet.as_ref().is_some_and(|f| f.gateways > 1);
+        let request = Request {
+            gateway: gateway(plugin),
+            have: host::shared(&plugin.keys.versions).and_then(|(b, _)| Versions::decode(&b)).unwrap_or_default(),
+            wait_ms: if shared { WAIT_SHARED_MS } else { WAIT_MS },
+            loads: loads(plugin),
+        };
+        match host::post(&plugin.config.indexer_cluster, "/v1/sync", &request.encode(), TIMEOUT) {
+            Some(token) => self.asking = Some((token, now)),
+            None => self.fail(plugin, now, "Envoy has no such cluster"),
+        }
+    }
+
+    fn fail(&mut self, plugin: &Plugin, now: u64, why: &str) {
+        if self.backoff_ms == BACKOFF_MS.0 {
+            let cluster = &plugin.config.indexer_cluster;
+            log::warn!("warmpath: no sync with the indexer (cluster `{cluster}`): {why}; requests go on without it");
+        }
+        self.not_before_ms = now + self.backoff_ms;
+        self.backoff_ms = (self.backoff_ms * 2).min(BACKOFF_MS.1);
+        if let Some(failed) = self.failed {
+            failed.add(1);
+        }
+    }
+
+    /// Whether this VM holds the lease, taking or renewing it where that is due.
+    fn lead(&self, plugin: &Plugin, now: u64) -> bool {
+        let key = &plugin.keys.lease;
+        let Some((lease, cas)) = host::shared(key) else {
+            // A missing key cannot be swapped safely: write a lapsed lease, and compete for that at the next tick.
+            host::set_shared(key, &lease_bytes(0, 0), None);
+            return false;
+        };
+        let (owner, expires) = read_lease(&lease).unwrap_or((0, 0));
+        let mine = owner == self.me;
+        if mine && expires > now + LEASE_MS / 2 {
+            return true;
+        }
+        // A lease from far in the future comes from a clock that was set back.
+        let lapsed = expires <= now || expires > now + 2 * LEASE_MS;
+        (mine || lapsed) && host::set_shared(key, &lease_bytes(self.me, now + LEASE_MS), Some(cas))
+    }
+
+    /// Every VM sends its own placements, when there are other gateways to tell.
+    fn send_placements(&self, plugin: &Plugin) {
+        let placements: Vec<Placement> = plugin.outbox.take();
+        if !placements.is_empty() {
+            let body = encode_placements(gateway(plugin), &placements);
+            host::post(&plugin.config.indexer_cluster, "/v1/placements", &body, TIMEOUT);
+        }
+    }
+}
+
+/// Writes a reply to shared data; false if it was cut off or makes no sense.
+fn apply(plugin: &Plugin, body: &[u8], now: u64) -> bool {
+    let keys = &plugin.keys;
+    let whole = read_frames(body).any(|f| matches!(f, Frame::End(_)));
+    if !whole {
+        return false;
+    }
+    for frame in read_frames(body) {
+        match frame {
+            Frame::Page(number, bytes) => {
+                host::set_shared(&keys.page(number), bytes, None);
+            }
+            Frame::Fleet(bytes) => {
+                host::set_shared(&keys.fleet, bytes, None);
+                plugin.news.fleet.add(1);
+            }
+            Frame::Profiles(bytes) => {
+                host::set_shared(&keys.profiles, bytes, None);
+                plugin.news.profiles.add(1);
+            }
+            Frame::Placements(bytes) => {
+                for placement in decode_placements(bytes).map(|(_, p)| p).unwrap_or_default() {
+                    remember(keys, placement.slot, &placement.marks, now + plugin.config.predicted_ttl_ms);
+                }
+            }
+            Frame::End(end) => {
+                host::set_shared(&keys.versions, &end.have.encode(), None);
+            }
+        }
+    }
+    true
+}
+
+/// This gateway's loads on every endpoint that has any.
+fn loads(plugin: &Plugin) -> Vec<Load> {
+    let known = plugin.known();
+    let endpoints = known.fleet.iter().flat_map(|f| &f.endpoints);
+    let load = |slot| {
+        let load = plugin.loads.of(slot);
+        Load {
+            slot,
+            in_flight: load.in_flight as u32,
+            queued_tokens: load.queued_tokens.min(u64::from(u32::MAX)) as u32,
+        }
+    };
+    endpoints.map(|e| load(e.slot)).filter(|l| l.in_flight > 0 || l.queued_tokens > 0).collect()
+}
+
+/// This gateway's name: random, made once and kept in shared data.
+fn gateway(plugin: &Plugin) -> u64 {
+    let read = |bytes: &[u8]| bytes.first_chunk().map(|b| u64::from_le_bytes(*b));
+    if let Some(name) = host::shared(&plugin.keys.gateway).and_then(|(b, _)| read(&b)) {
+        return name;
+    }
+    let name = plugin.random();
+    host::set_shared(&plugin.keys.gateway, &name.to_le_bytes(), None);
+    name
+}
+
+fn lease_bytes(owner: u64, expires_ms: u64) -> Vec<u8> {
+    [owner.to_le_bytes(), expires_ms.to_le_bytes()].concat()
+}
+
+fn read_lease(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (owner, expires) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*owner), u64::from_le_bytes(*expires.first_chunk()?)))
+}
