@@ -1,0 +1,98 @@
+//! A running indexer.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{Client, Engine, MODEL, Process, eventually, free_port, paths};
+
+/// An indexer that serves. Stopped when dropped.
+#[derive(Debug)]
+pub struct Indexer {
+    /// Its process.
+    pub process: Process,
+    /// Where it serves gateways and its metrics.
+    pub address: SocketAddr,
+    config: Value,
+    client: Client,
+}
+
+impl Indexer {
+    /// The configuration for these engines, all serving [`MODEL`], to start from and to change.
+    #[must_use]
+    pub fn config(engines: &[Engine]) -> Value {
+        let endpoints: Vec<Value> = engines
+            .iter()
+            .map(|engine| {
+                json!({
+                    "address": engine.address,
+                    "model": MODEL,
+                    "events": format!("tcp://{}", engine.events),
+                    "replay": format!("tcp://{}", engine.replay),
+                })
+            })
+            .collect();
+        let tokenizer = paths::repository().join("tests/fixtures/tokenizer");
+        json!({"models": [{"name": MODEL, "tokenizer": tokenizer}], "endpoints": endpoints})
+    }
+
+    /// Starts an indexer with this configuration, on a free port, and waits until it is ready.
+    ///
+    /// # Errors
+    /// If the indexer is not built, or refuses the configuration; with its log.
+    pub async fn start(mut config: Value) -> Result<Self> {
+        let address = free_port()?;
+        if let Some(config) = config.as_object_mut() {
+            config.insert("listen".into(), json!(address));
+        }
+        let process = Self::spawn(&config)?;
+        let mut indexer = Self { process, address, config, client: Client::new()? };
+        indexer.ready().await?;
+        Ok(indexer)
+    }
+
+    /// Kills it, unless it is dead already, and starts it anew with the same configuration on the same port.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = Self::spawn(&self.config)?;
+        self.ready().await
+    }
+
+    fn spawn(config: &Value) -> Result<Process> {
+        let program = paths::program("warmpath-indexer", "warmpath-indexer")?;
+        let directory = Process::directory("indexer")?;
+        let path: PathBuf = directory.join("indexer.yaml");
+        fs::write(&path, serde_yaml_ng::to_string(config)?)?;
+        Process::start("indexer", &program, vec!["run".into(), "--config".into(), path.into()], directory)
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let (client, url) = (self.client.clone(), self.url("/readyz"));
+        eventually("the indexer is ready", Duration::from_secs(30), async || {
+            self.process.ensure_running()?;
+            Ok(client.get(&url).await.is_ok_and(|reply| reply.status == 200))
+        })
+        .await
+    }
+
+    /// The URL of a path on it.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Its metrics, as Prometheus would scrape them.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(self.client.get(&self.url("/metrics")).await?.body)
+    }
+}
