@@ -49,6 +49,7 @@ impl Envoy {
     /// # Errors
     /// If there is no Envoy, or it refuses the configuration; with its log.
     pub async fn start(options: EnvoyOptions) -> Result<Self> {
+        let program = paths::envoy_binary()?;
         let directory = Process::directory("envoy")?;
         let (config, admin_path) = (directory.join("envoy.json"), directory.join("admin-address"));
         fs::write(&config, options.config.to_string())?;
@@ -64,7 +65,7 @@ impl Envoy {
             // Any number of Envoys side by side, and nothing left in shared memory by one that is killed.
             "--disable-hot-restart".into(),
         ];
-        let mut process = Process::start("envoy", &paths::envoy_binary()?, args, directory)?;
+        let mut process = Process::start("envoy", &program, args, directory)?;
         let client = Client::new()?;
         let mut admin = None;
         // Compiling the module takes seconds where the machine is busy.
@@ -88,10 +89,10 @@ impl Envoy {
     /// # Errors
     /// If it would not, with what it says.
     pub fn validate(config: &EnvoyConfig) -> Result<()> {
+        let mut envoy = Command::new(paths::envoy_binary()?);
         let directory = Process::directory("envoy-validate")?;
         let path = directory.join("envoy.json");
         fs::write(&path, config.to_string())?;
-        let mut envoy = Command::new(paths::envoy_binary()?);
         envoy.args(["--mode", "validate", "--disable-hot-restart", "--log-level", "warn", "--config-path"]).arg(&path);
         let output = envoy.current_dir(paths::repository()).output()?;
         if !output.status.success() {
