@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Client, Process, eventually, free_port, paths};
 
 /// The model's name that simulators serve unless told another.
-pub const MODEL: &str = "warmpath-test";
+pub const MODEL: &str = "tiny";
 
 /// A simulated engine that serves. Stopped when dropped.
 #[derive(Debug)]
@@ -41,9 +41,6 @@ impl Engine {
         }
         if !flags.contains(&"--model") {
             all.extend(["--model".into(), MODEL.into()]);
-        }
-        if !flags.contains(&"--tokenizer") {
-            all.extend(["--tokenizer".into(), paths::repository().join("tests/fixtures/tokenizer").into()]);
         }
         all.extend(flags.iter().map(Into::into));
         let process = Self::spawn(&all)?;

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Client, Engine, MODEL, Process, eventually, free_port, paths};
+use crate::sim::fixture_tokenizer;
 
 /// An indexer that serves. Stopped when dropped.
 #[derive(Debug)]
@@ -36,8 +37,7 @@ impl Indexer {
                 })
             })
             .collect();
-        let tokenizer = paths::repository().join("tests/fixtures/tokenizer");
-        json!({"models": [{"name": MODEL, "tokenizer": tokenizer}], "endpoints": endpoints})
+        json!({"models": [{"name": MODEL, "tokenizer": fixture_tokenizer()}], "endpoints": endpoints})
     }
 
     /// Starts an indexer with this configuration, on a free port, and waits until it is ready.
