@@ -92,6 +92,20 @@ impl Stack {
         Ok(stack)
     }
 
+    /// Parts that were started one by one, with the shipped fleet name.
+    ///
+    /// # Errors
+    /// If no client can be built.
+    pub fn assemble(envoy: Envoy, indexer: Indexer, engines: Vec<Engine>) -> Result<Self> {
+        Ok(Self {
+            envoy,
+            indexer,
+            engines,
+            client: Client::new()?,
+            filter_stats: "wasmcustom.warmpath.default.".into(),
+        })
+    }
+
     /// Waits until the filter has the fleet and the prompt profiles from the indexer.
     ///
     /// # Errors
