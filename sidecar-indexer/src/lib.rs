@@ -1,11 +1,24 @@
 //! The Warmpath indexer: listens to engines' KV events and turns them into the affinity table that filters read.
 //!
-//! Events flow through pure parts: [`stream`] decides which messages count, [`events`] reads them, [`index`] keeps
-//! what each endpoint holds, [`tree`] shares contents between endpoints, [`table`] cuts the result into pages.
+//! Pure parts, in the order in which data flows: [`stream`] decides which messages count, [`events`] reads them,
+//! [`tokens`] turns token ids into bytes, [`index`] keeps what each endpoint holds, [`tree`] shares contents between
+//! endpoints, [`table`] cuts the result into pages; [`fleet`] and [`gateways`] keep who is there; [`sync`] writes
+//! replies. I/O around them: [`subscriber`] (ZeroMQ), [`scrape`] (engines' metrics), [`http`]. [`server`] starts all.
 
+pub mod app;
+pub mod config;
 pub mod events;
+pub mod fleet;
+pub mod gateways;
+pub mod http;
 pub mod index;
+pub mod observe;
+pub mod profile;
+pub mod scrape;
+pub mod server;
 pub mod stream;
+pub mod subscriber;
+pub mod sync;
 pub mod table;
 pub mod tokens;
 pub mod tree;

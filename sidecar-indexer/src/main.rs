@@ -1,2 +1,111 @@
-//! Warmpath.
-fn main() {}
+//! The Warmpath indexer's command line.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use warmpath_indexer::config::Config;
+use warmpath_indexer::server::Server;
+
+/// Reads the KV events of LLM engines and tells gateways which engine holds which prompt prefix.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+}
+
+const EXAMPLES: &str = "Examples:
+  warmpath-indexer example-config > indexer.yaml   Start from the annotated example
+  warmpath-indexer check indexer.yaml              Say what is wrong with it
+  warmpath-indexer run --config indexer.yaml       Run (also without the word `run`)
+  curl localhost:9400/metrics                      See what it holds";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the indexer; this is what happens without a command.
+    Run(Run),
+    /// Check a configuration and read the models' files. Exits with 1 and says what is wrong and where.
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Print an annotated configuration.
+    ExampleConfig,
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = "warmpath-indexer.yaml")]
+    config: PathBuf,
+    /// How to write logs, to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What to log: error, warn, info, debug, or directives as in `info,warmpath_indexer=debug`.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
+        Command::Run(run) => start(&run),
+        Command::Check { file } => check(&file),
+        Command::ExampleConfig => {
+            print!("{}", Config::example());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warmpath-indexer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare(file: &Path) -> Result<Server> {
+    Server::prepare(Config::read(file)?, file.parent().unwrap_or(Path::new("")))
+}
+
+fn check(file: &Path) -> Result<()> {
+    let server = prepare(file)?;
+    for (model, note) in &server.notes {
+        println!("model {model:?}: {note}");
+    }
+    println!("{} can be run", file.display());
+    Ok(())
+}
+
+fn start(run: &Run) -> Result<()> {
+    let filter = EnvFilter::try_new(&run.log).with_context(|| format!("--log: {:?} is not a filter", run.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match run.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    let server = prepare(&run.config)?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::info!("stopping");
+        };
+        server.run(|address| tracing::info!(%address, "listening"), stop).await
+    })
+}

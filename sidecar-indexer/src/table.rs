@@ -4,7 +4,8 @@
 //! when a page is written. So nothing is kept twice, and a change costs a version number.
 //!
 //! **Invariants:** rows of a page are sorted by fingerprint and belong to it; a row has at least one source; a page
-//! whose entries differ from what they were at version `v` has a version above `v`, unless the epoch changed.
+//! whose entries differ from what they were at version `v` has a version above `v`, unless the epoch changed; no two
+//! pages share a version but 0, so that "all up to `v`" is a clean cut.
 
 use crate::tree::NodeId;
 use affinity::Fingerprint;
@@ -161,8 +162,8 @@ impl Table {
                 page.rows.push(row);
             }
         }
-        self.version += 1;
         for page in &mut pages {
+            self.version += 1;
             page.version = self.version;
         }
         self.pages = pages;
@@ -231,7 +232,12 @@ mod tests {
         let seen = table.version();
         table.grow();
         assert_eq!((table.bits(), table.epoch(), table.len()), (8, 1, n as usize));
-        assert_eq!(table.changed_since(seen).len(), 256, "every page is new");
+        let new = table.changed_since(seen);
+        assert_eq!(new.len(), 256, "every page is new");
+        assert!(
+            new.windows(2).all(|pair| pair[0].0 < pair[1].0),
+            "pages that share a version get lost between replies"
+        );
         for i in 0..n {
             table.unlink(fingerprint(i), NodeId::for_test(1));
         }

@@ -1,0 +1,394 @@
+//! The configuration file. Each option is documented here and nowhere else: the comments below make the annotated
+//! example that `warmpath-indexer example-config` prints.
+
+use affinity::{Slot, Stride, Tier};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+/// An option's documentation.
+struct Field {
+    name: &'static str,
+    docs: &'static [&'static str],
+    example: &'static str,
+}
+
+/// Defines a section: its fields, their documentation, and an example value in YAML.
+macro_rules! section {
+    ($(#[doc = $about:literal])+ $name:ident {
+        $( $(#[doc = $doc:literal])+ $(#[serde $serde:tt])? $field:ident: $ty:ty = $example:literal, )+
+    }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $( $(#[doc = $doc])+ $(#[serde $serde])? pub $field: $ty, )+
+        }
+
+        impl $name {
+            const FIELDS: &'static [Field] =
+                &[$( Field { name: stringify!($field), docs: &[$($doc),+], example: $example } ),+];
+        }
+    };
+}
+
+section! {
+    /// The whole configuration.
+    Config {
+        /// Address and port to serve on: gateways' sync, /metrics, /healthz, /readyz.
+        #[serde(default = "default_listen")]
+        listen: SocketAddr = "127.0.0.1:9400",
+        /// Bytes of prompt between two fingerprints: a multiple of 8, from 8 to 4096. About half a cache block is
+        /// right, at 4 bytes a token: 32 for blocks of 16 tokens, 128 for 64. Smaller predicts finer and takes more
+        /// memory, here and in every gateway.
+        #[serde(default = "default_stride")]
+        stride_bytes: u32 = "128",
+        /// News for gateways is collected this long before it is sent, in milliseconds.
+        #[serde(default = "default_coalesce")]
+        coalesce_ms: u64 = "10",
+        /// How often each engine's /metrics is read, in milliseconds.
+        #[serde(default = "default_scrape")]
+        scrape_interval_ms: u64 = "1000",
+        /// Most cache blocks to keep track of, over all endpoints; about 200 bytes each. When they are reached, new
+        /// blocks are left out, so that predictions fall short, and `warmpath_index_refused_blocks` counts them.
+        #[serde(default = "default_blocks")]
+        max_blocks: usize = "2000000",
+        /// Cache tiers that count: gpu, cpu, disk. Add cpu or disk only where the engines announce removals from
+        /// them: vLLM's own OffloadingConnector does, LMCache and Mooncake do not.
+        #[serde(default = "default_tiers")]
+        tiers: Vec<TierName> = "[gpu]",
+        /// The models served.
+        models: Vec<Model> = "",
+        /// The engines. One entry for each data-parallel rank: every rank has a cache of its own.
+        endpoints: Vec<Endpoint> = "",
+    }
+}
+
+section! {
+    /// One model, and how its prompts are made.
+    Model {
+        /// The name that clients ask for.
+        name: String = "llama-3.1-8b",
+        /// Other names for the same model.
+        #[serde(default)]
+        aliases: Vec<String> = "[llama]",
+        /// LoRA adapters it serves, by the names that clients ask for.
+        #[serde(default)]
+        loras: Vec<String> = "[]",
+        /// Where its vocabulary is: a folder with tokenizer.json (or one *.tiktoken file), such a file itself, or
+        /// `tiktoken:NAME` for a built-in one (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
+        tokenizer: String = "models/llama-3.1-8b",
+        /// A file with the chat template (Jinja), if the engine is given one of its own; otherwise the one beside
+        /// the tokenizer is used.
+        #[serde(default)]
+        chat_template: Option<String> = "null",
+        /// Whether the tokenizer puts a BOS token before completions prompts: auto (as the tokenizer's own files
+        /// say), always, never.
+        #[serde(default)]
+        bos: Bos = "auto",
+    }
+}
+
+section! {
+    /// One engine, or one of its data-parallel ranks.
+    Endpoint {
+        /// `ip:port` of its HTTP API, as the gateway's cluster spells it.
+        address: String = "10.0.0.11:8000",
+        /// Which of the models above it serves.
+        model: String = "llama-3.1-8b",
+        /// Its KV events, as `--kv-events-config` sets them up. Leave out for an engine without events: then only
+        /// placements predict what it holds.
+        #[serde(default)]
+        events: Option<String> = "tcp://10.0.0.11:5557",
+        /// Its replay of past events. Without one the indexer knows only what was cached since it connected.
+        #[serde(default)]
+        replay: Option<String> = "tcp://10.0.0.11:5657",
+        /// Its metrics: auto (`http://ADDRESS/metrics`), none, or a URL. An endpoint whose metrics do not answer
+        /// three times in a row counts as down.
+        #[serde(default)]
+        metrics: Metrics = "auto",
+        /// How fast it prefills, in tokens per second; measure it with one long prompt on an idle engine.
+        #[serde(default = "default_rate")]
+        prefill_tokens_per_second: f32 = "8000",
+    }
+}
+
+/// A tier by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TierName {
+    /// The engine's own KV cache.
+    Gpu,
+    /// Host memory.
+    Cpu,
+    /// Disk, or a remote store.
+    Disk,
+}
+
+impl From<TierName> for Tier {
+    fn from(name: TierName) -> Self {
+        match name {
+            TierName::Gpu => Tier::Gpu,
+            TierName::Cpu => Tier::Cpu,
+            TierName::Disk => Tier::Disk,
+        }
+    }
+}
+
+/// Whether completions prompts begin with a BOS token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bos {
+    /// As the tokenizer's files say.
+    #[default]
+    Auto,
+    /// They do.
+    Always,
+    /// They do not.
+    Never,
+}
+
+/// Where an engine's metrics are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum Metrics {
+    /// At `/metrics` of its address.
+    #[default]
+    Auto,
+    /// Nowhere: load and health are unknown.
+    None,
+    /// There.
+    Url(String),
+}
+
+impl From<String> for Metrics {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "auto" => Metrics::Auto,
+            "none" => Metrics::None,
+            _ => Metrics::Url(text),
+        }
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9400))
+}
+
+fn default_stride() -> u32 {
+    128
+}
+
+fn default_coalesce() -> u64 {
+    10
+}
+
+fn default_scrape() -> u64 {
+    1000
+}
+
+fn default_blocks() -> usize {
+    2_000_000
+}
+
+fn default_tiers() -> Vec<TierName> {
+    vec![TierName::Gpu]
+}
+
+fn default_rate() -> f32 {
+    8000.0
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// Names the file, the option and, where it can, the line.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{} is not usable", path.display()))
+    }
+
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// Names the option and, where it can, the line.
+    pub fn parse(text: &str) -> Result<Self> {
+        let yaml = serde_yaml_ng::Deserializer::from_str(text);
+        let config: Self = serde_path_to_error::deserialize(yaml).map_err(|e| match e.path().to_string().as_str() {
+            "." => anyhow::anyhow!("{}", e.inner()),
+            // The inner error repeats the path where it knows it.
+            path if e.inner().to_string().starts_with(path) => anyhow::anyhow!("{}", e.inner()),
+            path => anyhow::anyhow!("{path}: {}", e.inner()),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Distance between fingerprints.
+    #[must_use]
+    pub fn stride(&self) -> Stride {
+        Stride::new(self.stride_bytes).unwrap_or_default()
+    }
+
+    /// How long news is collected.
+    #[must_use]
+    pub fn coalesce(&self) -> Duration {
+        Duration::from_millis(self.coalesce_ms)
+    }
+
+    /// How often metrics are read.
+    #[must_use]
+    pub fn scrape_interval(&self) -> Duration {
+        Duration::from_millis(self.scrape_interval_ms)
+    }
+
+    fn check(&self) -> Result<()> {
+        let stride = self.stride_bytes;
+        ensure!(Stride::new(stride).is_some(), "stride_bytes: {stride} is not a multiple of 8 from 8 to 4096");
+        let coalesce = self.coalesce_ms;
+        ensure!(coalesce <= 1000, "coalesce_ms: {coalesce} is above 1000, and would make every prediction stale");
+        let scrape = self.scrape_interval_ms;
+        ensure!(scrape >= 100, "scrape_interval_ms: {scrape} is below 100, too often for an engine");
+        ensure!(self.max_blocks > 0, "max_blocks: 0 would leave nothing to predict from");
+        ensure!(!self.tiers.is_empty(), "tiers: the list is empty; [gpu] is the least that is of use");
+        let mut names = BTreeSet::new();
+        for (i, model) in self.models.iter().enumerate() {
+            for name in std::iter::once(&model.name).chain(&model.aliases).chain(&model.loras) {
+                ensure!(!name.is_empty(), "models[{i}]: a name, alias or LoRA is empty");
+                ensure!(names.insert(name), "models[{i}]: {name:?} is the name, alias or LoRA of two models");
+            }
+        }
+        let most = usize::from(Slot::LIMIT);
+        ensure!(self.endpoints.len() <= most, "endpoints: there are more than {most}");
+        let mut addresses = BTreeSet::new();
+        for (i, endpoint) in self.endpoints.iter().enumerate() {
+            endpoint.check().with_context(|| format!("endpoints[{i}]"))?;
+            ensure!(addresses.insert(&endpoint.address), "endpoints[{i}].address: {} is there twice", endpoint.address);
+            if !self.models.iter().any(|m| m.name == endpoint.model) {
+                let known = self.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
+                bail!("endpoints[{i}].model: {:?} is not among the models: {known}", endpoint.model);
+            }
+        }
+        Ok(())
+    }
+
+    /// An annotated example.
+    #[must_use]
+    pub fn example() -> String {
+        let mut out =
+            String::from("# Configuration of warmpath-indexer. Values shown for options that may be left out\n");
+        out.push_str("# are their defaults, but for those of models and endpoints.\n");
+        for field in Self::FIELDS {
+            let items = match field.name {
+                "models" => Some(Model::FIELDS),
+                "endpoints" => Some(Endpoint::FIELDS),
+                _ => None,
+            };
+            field.write(&mut out, "", "");
+            for (i, field) in items.into_iter().flatten().enumerate() {
+                field.write(&mut out, "    ", if i == 0 { "  - " } else { "    " });
+            }
+        }
+        out
+    }
+}
+
+impl Field {
+    fn write(&self, out: &mut String, indent: &str, start: &str) {
+        if indent.is_empty() {
+            out.push('\n');
+        }
+        for doc in self.docs {
+            out.push_str(&format!("{indent}#{doc}\n"));
+        }
+        let value = if self.example.is_empty() { String::new() } else { format!(" {}", self.example) };
+        out.push_str(&format!("{start}{}:{value}\n", self.name));
+    }
+}
+
+impl Endpoint {
+    /// The URL of its metrics, if it has any.
+    #[must_use]
+    pub fn metrics_url(&self) -> Option<String> {
+        match &self.metrics {
+            Metrics::Auto => Some(format!("http://{}/metrics", self.address)),
+            Metrics::None => None,
+            Metrics::Url(url) => Some(url.clone()),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let address = &self.address;
+        ensure!(
+            address.parse::<SocketAddr>().is_ok(),
+            "address: {address:?} is not ip:port; the gateway matches hosts by address, so a name is of no use"
+        );
+        for (option, url) in [("events", &self.events), ("replay", &self.replay)] {
+            let Some(url) = url else { continue };
+            let known = ["tcp://", "ipc://"].iter().any(|scheme| url.starts_with(scheme));
+            ensure!(known, "{option}: {url:?} does not begin with tcp:// or ipc://");
+            ensure!(!url.contains('*'), "{option}: {url:?} is where the engine binds; give the address to connect to");
+        }
+        ensure!(self.replay.is_none() || self.events.is_some(), "replay: is of no use without events");
+        if let Metrics::Url(url) = &self.metrics {
+            ensure!(url.starts_with("http://"), "metrics: {url:?} is not auto, none or a URL that begins with http://");
+        }
+        let rate = self.prefill_tokens_per_second;
+        ensure!(rate.is_finite() && rate > 0.0, "prefill_tokens_per_second: {rate} is not above 0");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "
+models: [{name: tiny, tokenizer: tok}]
+endpoints: [{address: '127.0.0.1:8000', model: tiny}]
+";
+
+    fn error(text: &str) -> String {
+        format!("{:#}", Config::parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn the_example_is_valid_and_shows_the_defaults() {
+        let mut example = Config::parse(&Config::example()).unwrap();
+        let least = Config::parse(LEAST).unwrap();
+        let (model, endpoint) = (example.models[0].clone(), example.endpoints[0].clone());
+        assert_eq!((model.chat_template, model.bos), (None, Bos::Auto));
+        assert_eq!(endpoint.metrics_url().unwrap(), "http://10.0.0.11:8000/metrics");
+        assert_eq!(endpoint.prefill_tokens_per_second, least.endpoints[0].prefill_tokens_per_second);
+        (example.models, example.endpoints) = (least.models.clone(), least.endpoints.clone());
+        assert_eq!(example, least);
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_by_name_and_line() {
+        let error = error(&LEAST.replace("model: tiny}", "model: tiny, evnts: x}"));
+        assert!(error.contains("endpoints[0]") && error.contains("evnts") && error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_option() {
+        for (from, to, expected) in [
+            ("models:", "stride_bytes: 100\nmodels:", "stride_bytes: 100"),
+            ("models:", "coalesce_ms: 5000\nmodels:", "coalesce_ms"),
+            ("models:", "tiers: []\nmodels:", "tiers"),
+            ("127.0.0.1:8000", "localhost:8000", "endpoints[0]: address"),
+            ("model: tiny}", "model: huge}", "endpoints[0].model: \"huge\""),
+            ("model: tiny}", "model: tiny, events: 'tcp://*:5557'}", "endpoints[0]: events"),
+            ("model: tiny}", "model: tiny, replay: 'tcp://a:1'}", "endpoints[0]: replay"),
+            ("model: tiny}", "model: tiny, prefill_tokens_per_second: 0}", "prefill_tokens_per_second"),
+            ("tokenizer: tok}", "tokenizer: tok, aliases: [tiny]}", "models[0]"),
+        ] {
+            let error = error(&LEAST.replace(from, to));
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+    }
+}

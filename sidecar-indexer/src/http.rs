@@ -1,0 +1,111 @@
+//! The indexer's HTTP API.
+
+use crate::app::App;
+use crate::sync::Pending;
+use affinity::sync::{Request, decode_placements};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest request body: loads of all endpoints are far below it.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// The routes.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/sync", post(sync))
+        .route("/v1/placements", post(placements))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(app)
+}
+
+/// Notes that a request is held for a gateway, for as long as this lives.
+struct Held<'a> {
+    app: &'a App,
+    gateway: u64,
+}
+
+impl<'a> Held<'a> {
+    fn new(app: &'a App, gateway: u64) -> Self {
+        app.state().gateways.hold(gateway, true, Instant::now());
+        Self { app, gateway }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.app.state().gateways.hold(self.gateway, false, Instant::now());
+    }
+}
+
+async fn sync(State(app): State<Arc<App>>, body: Bytes) -> Response {
+    let Some(request) = Request::decode(&body) else {
+        return (StatusCode::BAD_REQUEST, "not a sync request of this version; update filter or indexer\n")
+            .into_response();
+    };
+    let arrived = Instant::now();
+    if app.state().gateways.report(request.gateway, &request.loads, arrived) {
+        app.changed();
+    }
+    let held = Held::new(&app, request.gateway);
+    wait(&app, &request, arrived + Duration::from_millis(u64::from(request.wait_ms))).await;
+    let (reply, sent) = app.state().reply(&request, Instant::now());
+    drop(held);
+    app.metrics.replied(reply.len(), sent);
+    ([(header::CONTENT_TYPE, "application/octet-stream")], reply).into_response()
+}
+
+/// Until there is something to say to this gateway, or it has waited long enough.
+async fn wait(app: &App, request: &Request, deadline: Instant) {
+    let (mut changes, mut stopping) = (app.changes(), app.stopping());
+    loop {
+        let now = Instant::now();
+        let pending = app.state().pending(request, now);
+        let until = match pending {
+            _ if now >= deadline || *stopping.borrow_and_update() => return,
+            Pending::Now => return,
+            Pending::News => {
+                tokio::time::sleep_until((now + app.coalesce).min(deadline).into()).await;
+                return;
+            }
+            Pending::At(at) if at <= now => return,
+            Pending::At(at) => at.min(deadline),
+            Pending::Nothing => deadline,
+        };
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = stopping.changed() => {}
+            () = tokio::time::sleep_until(until.into()) => {}
+        }
+    }
+}
+
+async fn placements(State(app): State<Arc<App>>, body: Bytes) -> Response {
+    let Some((gateway, _)) = decode_placements(&body) else {
+        return (StatusCode::BAD_REQUEST, "not placements of this version; update filter or indexer\n").into_response();
+    };
+    app.state().gateways.relay(gateway, body.to_vec(), Instant::now());
+    app.changed();
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    app.metrics.look(&app.state());
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], app.metrics.page()).into_response()
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    match app.ready() {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "event streams are being read\n").into_response(),
+    }
+}

@@ -1,0 +1,208 @@
+//! The indexer's own metrics. Their names and meanings are here and nowhere else.
+
+use crate::events::Event;
+use crate::stream::Reason;
+use crate::sync::{Sent, State};
+use affinity::fleet::Health;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::Ordering;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfEndpoint {
+    endpoint: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfEvent {
+    endpoint: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfClear {
+    endpoint: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfReplay {
+    endpoint: String,
+    result: &'static str,
+}
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    events: Family<OfEvent, Counter>,
+    unreadable: Family<OfEndpoint, Counter>,
+    clears: Family<OfClear, Counter>,
+    replays: Family<OfReplay, Counter>,
+    lag: Histogram,
+    in_sync: Family<OfEndpoint, Gauge>,
+    partial: Family<OfEndpoint, Gauge>,
+    up: Family<OfEndpoint, Gauge>,
+    blocks: Gauge,
+    orphans: Gauge,
+    opaque: Gauge,
+    nodes: Gauge,
+    refused: Counter,
+    entries: Gauge,
+    pages: Gauge,
+    gateways: Gauge,
+    replies: Counter,
+    reply_bytes: Counter,
+    reply_pages: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut r = Registry::with_prefix("warmpath");
+        // From a tenth of a millisecond to half a minute.
+        let lag = Histogram::new((0..18).map(|i| 1e-4 * f64::from(1u32 << i)));
+        let this = Self {
+            events: Family::default(),
+            unreadable: Family::default(),
+            clears: Family::default(),
+            replays: Family::default(),
+            lag,
+            in_sync: Family::default(),
+            partial: Family::default(),
+            up: Family::default(),
+            blocks: Gauge::default(),
+            orphans: Gauge::default(),
+            opaque: Gauge::default(),
+            nodes: Gauge::default(),
+            refused: Counter::default(),
+            entries: Gauge::default(),
+            pages: Gauge::default(),
+            gateways: Gauge::default(),
+            replies: Counter::default(),
+            reply_bytes: Counter::default(),
+            reply_pages: Counter::default(),
+            registry: Registry::default(),
+        };
+        r.register(
+            "events",
+            "KV events read, by kind; skipped are of unknown kind or inconsistent",
+            this.events.clone(),
+        );
+        r.register("messages_unreadable", "Event messages that are not a batch", this.unreadable.clone());
+        r.register("stream_clears", "Times an endpoint's holdings were forgotten", this.clears.clone());
+        r.register("stream_replays", "Replays asked for, by result", this.replays.clone());
+        r.register("event_lag_seconds", "From an event's publication to its being indexed", this.lag.clone());
+        r.register("stream_in_sync", "1 while the event stream is connected and gapless", this.in_sync.clone());
+        r.register(
+            "stream_partial",
+            "1 while blocks older than the replay's reach may be unknown",
+            this.partial.clone(),
+        );
+        r.register("endpoint_up", "1 while the endpoint may be chosen", this.up.clone());
+        r.register("index_blocks", "Blocks resident, counted once per endpoint", this.blocks.clone());
+        r.register("index_orphans", "Of these, how many wait for their parent", this.orphans.clone());
+        r.register(
+            "index_unreadable_blocks",
+            "Of these, how many follow a token without known bytes",
+            this.opaque.clone(),
+        );
+        r.register("index_nodes", "Distinct blocks", this.nodes.clone());
+        r.register("index_refused_blocks", "Blocks left out because the index was full", this.refused.clone());
+        r.register("table_entries", "Fingerprints in the table", this.entries.clone());
+        r.register("table_pages", "Pages of the table", this.pages.clone());
+        r.register("gateways", "Gateways in sync", this.gateways.clone());
+        r.register("sync_replies", "Sync replies sent", this.replies.clone());
+        r.register("sync_bytes", "Bytes of sync replies", this.reply_bytes.clone());
+        r.register("sync_pages", "Table pages sent", this.reply_pages.clone());
+        Self { registry: r, ..this }
+    }
+}
+
+impl Metrics {
+    /// Events of a batch were applied. `lag` in seconds, for live ones.
+    pub fn applied(&self, endpoint: &str, events: &[Event], skipped: u32, lag: Option<f64>) {
+        let count = |kind, n: usize| {
+            if n > 0 {
+                let labels = OfEvent { endpoint: endpoint.to_owned(), kind };
+                self.events.get_or_create(&labels).inc_by(n as u64);
+            }
+        };
+        count("stored", events.iter().filter(|e| matches!(e, Event::Stored(_))).count());
+        count("removed", events.iter().filter(|e| matches!(e, Event::Removed(_))).count());
+        count("cleared", events.iter().filter(|e| matches!(e, Event::Cleared)).count());
+        count("skipped", skipped as usize);
+        if let Some(lag) = lag {
+            self.lag.observe(lag.max(0.0));
+        }
+    }
+
+    /// A message was not a batch.
+    pub fn unreadable(&self, endpoint: &str) {
+        self.unreadable.get_or_create(&of(endpoint)).inc();
+    }
+
+    /// An endpoint's holdings were forgotten.
+    pub fn cleared(&self, endpoint: &str, reason: Reason) {
+        let reason = match reason {
+            Reason::Connected => "connected",
+            Reason::Disconnected => "disconnected",
+            Reason::Gap => "gap",
+            Reason::Restarted => "restarted",
+        };
+        self.clears.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason }).inc();
+    }
+
+    /// A replay ended.
+    pub fn replayed(&self, endpoint: &str, whole: bool) {
+        let result = if whole { "whole" } else { "failed" };
+        self.replays.get_or_create(&OfReplay { endpoint: endpoint.to_owned(), result }).inc();
+    }
+
+    /// Whether a stream's history is incomplete.
+    pub fn partial(&self, endpoint: &str, partial: bool) {
+        self.partial.get_or_create(&of(endpoint)).set(i64::from(partial));
+    }
+
+    /// A sync reply was written.
+    pub fn replied(&self, bytes: usize, sent: Sent) {
+        self.replies.inc();
+        self.reply_bytes.inc_by(bytes as u64);
+        self.reply_pages.inc_by(sent.pages as u64);
+    }
+
+    /// Takes over what the state says of itself.
+    pub fn look(&self, state: &State) {
+        let (stats, table) = (state.index.stats(), state.index.table());
+        let set = |gauge: &Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        set(&self.blocks, stats.blocks);
+        set(&self.orphans, stats.orphans);
+        set(&self.opaque, stats.unreadable);
+        set(&self.nodes, stats.nodes);
+        self.refused.inner().store(stats.refused, Ordering::Relaxed);
+        set(&self.entries, table.len());
+        set(&self.pages, 1 << table.bits());
+        set(&self.gateways, state.gateways.len());
+        for (slot, address) in state.fleet.addresses() {
+            let up = state.fleet.health(slot) == Some(Health::Up);
+            self.up.get_or_create(&of(address)).set(i64::from(up));
+            self.in_sync.get_or_create(&of(address)).set(i64::from(state.fleet.events(slot)));
+        }
+    }
+
+    /// The metrics page.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut out, &self.registry);
+        out
+    }
+}
+
+fn of(endpoint: &str) -> OfEndpoint {
+    OfEndpoint { endpoint: endpoint.to_owned() }
+}

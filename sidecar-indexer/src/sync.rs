@@ -1,0 +1,261 @@
+//! What a gateway is sent: the reply to its sync request, and when it is worth sending.
+
+use crate::fleet::Fleet;
+use crate::gateways::Gateways;
+use crate::index::Index;
+use affinity::Stride;
+use affinity::fleet::{self, Profiles};
+use affinity::sync::{End, Frame, Request, Versions, write_frame};
+use std::time::{Duration, Instant};
+
+/// A reply is ended with more to come once it is this long: gateways write it to shared data in one go.
+const REPLY_BYTES: usize = 900 << 10;
+/// Loads alone are sent this often at most.
+const LOADS_EVERY: Duration = Duration::from_millis(100);
+/// Profiles do not change while the indexer runs.
+const PROFILES_VERSION: u64 = 1;
+
+/// All that gateways are told of.
+pub struct State {
+    /// Who holds what.
+    pub index: Index,
+    /// Who is there.
+    pub fleet: Fleet,
+    /// Who asks.
+    pub gateways: Gateways,
+    profiles: Vec<u8>,
+    stride: Stride,
+}
+
+/// Whether a gateway should be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// It has everything.
+    Nothing,
+    /// Only loads changed: answer at this time.
+    At(Instant),
+    /// There is news: answer when no more is to be expected in a moment.
+    News,
+    /// It has nothing yet, or was told that there is more: answer at once.
+    Now,
+}
+
+/// A reply's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Pages of the table.
+    pub pages: usize,
+    /// Whether there are more of them.
+    pub more: bool,
+}
+
+impl State {
+    /// The state before anything happened.
+    #[must_use]
+    pub fn new(index: Index, fleet: Fleet, profiles: &Profiles, stride: Stride) -> Self {
+        Self { index, fleet, gateways: Gateways::default(), profiles: profiles.encode(), stride }
+    }
+
+    /// Whether this gateway should be answered.
+    #[must_use]
+    pub fn pending(&self, request: &Request, now: Instant) -> Pending {
+        let (id, have) = (request.gateway, self.have(request));
+        let table = self.index.table();
+        if have.epoch == 0 || (self.gateways.expects_more(id) && table.version() > have.table) {
+            return Pending::Now;
+        }
+        if table.version() > have.table
+            || have.profiles != PROFILES_VERSION
+            || self.gateways.urgent_version() > have.fleet
+            || self.gateways.placements_for(id, have.placements).next().is_some()
+        {
+            return Pending::News;
+        }
+        if self.gateways.view(id) > have.fleet {
+            return Pending::At(self.gateways.last_answer(id).map_or(now, |at| at + LOADS_EVERY));
+        }
+        Pending::Nothing
+    }
+
+    /// Writes the reply: what the gateway does not have yet.
+    pub fn reply(&mut self, request: &Request, now: Instant) -> (Vec<u8>, Sent) {
+        let (id, have) = (request.gateway, self.have(request));
+        let table = self.index.table();
+        let mut out = Vec::new();
+        let view = self.gateways.view(id);
+        if view > have.fleet {
+            let endpoints = self.fleet.endpoints(now, |slot| self.gateways.remote(id, slot));
+            let page = fleet::Fleet {
+                epoch: table.epoch(),
+                table_bits: table.bits(),
+                stride: self.stride,
+                gateways: u16::try_from(self.gateways.len()).unwrap_or(u16::MAX).max(1),
+                endpoints,
+            };
+            write_frame(&mut out, &Frame::Fleet(&page.encode()));
+        }
+        if have.profiles != PROFILES_VERSION {
+            write_frame(&mut out, &Frame::Profiles(&self.profiles));
+        }
+        for placements in self.gateways.placements_for(id, have.placements) {
+            write_frame(&mut out, &Frame::Placements(placements));
+        }
+        let mut sent = Sent::default();
+        // What changed last before the table's newest version comes last; all of it sent, that version is had.
+        let (mut version, mut newest) = (have.table, table.version());
+        for (changed, page) in table.changed_since(have.table) {
+            let bytes = self.index.page(page);
+            if sent.pages > 0 && out.len() + bytes.len() > REPLY_BYTES {
+                (sent.more, newest) = (true, version);
+                break;
+            }
+            write_frame(&mut out, &Frame::Page(page, &bytes));
+            version = changed;
+            sent.pages += 1;
+        }
+        let have = Versions {
+            epoch: table.epoch(),
+            table: newest,
+            fleet: view,
+            profiles: PROFILES_VERSION,
+            placements: self.gateways.relayed(),
+        };
+        write_frame(&mut out, &Frame::End(End { have, more: sent.more }));
+        self.gateways.answered(id, sent.more, now);
+        (out, sent)
+    }
+
+    /// What the gateway has of this epoch; nothing, if it speaks of another.
+    fn have(&self, request: &Request) -> Versions {
+        if request.have.epoch == self.index.table().epoch() { request.have } else { Versions::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::events::{Attention, Event, Stored};
+    use crate::index::Options;
+    use crate::tokens::Vocabulary;
+    use affinity::page::PageView;
+    use affinity::sync::{Load, read_frames};
+    use affinity::{Slot, Tier};
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    const CONFIG: &str = "
+models: [{name: tiny, tokenizer: tok}]
+endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
+
+    fn state() -> State {
+        let stride = Stride::new(8).unwrap();
+        let mut index = Index::new(Options { stride, max_blocks: 1 << 20, tiers: vec![Tier::Gpu] }, 77);
+        let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}, "1": {"content": "y"}}});
+        index.add(Slot(0), "tiny", Arc::new(Vocabulary::from_tiktoken("", Some(&config)).unwrap()));
+        State::new(index, Fleet::new(&Config::parse(CONFIG).unwrap()), &Profiles::default(), stride)
+    }
+
+    /// Stores `n` sequences of one block, which spell `n` different bytes.
+    fn fill(state: &mut State, n: u64) {
+        for i in 0..n {
+            let stored = Stored {
+                hashes: vec![i],
+                parent: None,
+                tokens: (0..32).map(|bit| (i >> bit & 1) as u32).collect(),
+                block_size: 32,
+                tier: Tier::Gpu,
+                group: 0,
+                attention: Attention::Full,
+                adapter: None,
+                salt: None,
+                readable: 1,
+            };
+            state.index.apply(Slot(0), &Event::Stored(stored));
+        }
+        state.index.settle();
+    }
+
+    fn ask(state: &mut State, gateway: u64, have: Versions, now: Instant) -> (Vec<u8>, End) {
+        let request = Request { gateway, have, wait_ms: 0, loads: Vec::new() };
+        state.gateways.report(gateway, &[], now);
+        let (reply, _) = state.reply(&request, now);
+        let Some(Frame::End(end)) = read_frames(&reply).last() else { panic!("no end") };
+        (reply, end)
+    }
+
+    #[test]
+    fn all_pages_arrive_in_replies_of_bounded_size_and_then_no_more() {
+        let (mut state, now) = (state(), Instant::now());
+        fill(&mut state, 60_000);
+        let (mut have, mut pages, mut replies) = (Versions::default(), BTreeMap::new(), 0);
+        loop {
+            let (reply, end) = ask(&mut state, 1, have, now);
+            assert!(reply.len() < REPLY_BYTES + 1000, "{}", reply.len());
+            for frame in read_frames(&reply) {
+                if let Frame::Page(page, bytes) = frame {
+                    assert!(pages.insert(page, PageView::parse(bytes).unwrap().len()).is_none(), "page {page} twice");
+                }
+            }
+            (have, replies) = (end.have, replies + 1);
+            let request = Request { gateway: 1, have, wait_ms: 0, loads: Vec::new() };
+            if !end.more {
+                assert_eq!(state.pending(&request, now), Pending::Nothing);
+                break;
+            }
+            assert_eq!(state.pending(&request, now), Pending::Now);
+        }
+        assert!(replies > 1);
+        assert_eq!(pages.values().sum::<usize>(), state.index.table().len());
+    }
+
+    #[test]
+    fn a_change_between_two_parts_of_a_reply_is_not_lost() {
+        let (mut state, now) = (state(), Instant::now());
+        fill(&mut state, 60_000);
+        let (_, first) = ask(&mut state, 1, Versions::default(), now);
+        assert!(first.more);
+        // Every page changes, those sent already too.
+        state.index.clear(Slot(0));
+        let (reply, second) = ask(&mut state, 1, first.have, now);
+        assert!(!second.more);
+        let emptied =
+            read_frames(&reply).filter(|f| matches!(f, Frame::Page(_, b) if PageView::parse(b).unwrap().is_empty()));
+        assert_eq!(emptied.count(), 1 << state.index.table().bits());
+    }
+
+    #[test]
+    fn another_epoch_gets_everything_again() {
+        let (mut state, now) = (state(), Instant::now());
+        fill(&mut state, 10);
+        let (_, end) = ask(&mut state, 1, Versions::default(), now);
+        let other = Versions { epoch: end.have.epoch + 1, ..end.have };
+        let (reply, again) = ask(&mut state, 1, other, now);
+        let has = |wanted: fn(&Frame<'_>) -> bool| read_frames(&reply).any(|f| wanted(&f));
+        assert!(has(|f| matches!(f, Frame::Fleet(_))) && has(|f| matches!(f, Frame::Profiles(_))));
+        assert!(has(|f| matches!(f, Frame::Page(_, _))));
+        assert_eq!(again.have.epoch, end.have.epoch);
+    }
+
+    #[test]
+    fn loads_of_others_wait_for_their_turn_and_health_does_not() {
+        let (mut state, now) = (state(), Instant::now());
+        ask(&mut state, 2, Versions::default(), now);
+        let (_, end) = ask(&mut state, 1, Versions::default(), now);
+        let request = Request { gateway: 1, have: end.have, wait_ms: 0, loads: Vec::new() };
+        assert_eq!(state.pending(&request, now), Pending::Nothing);
+        let load = Load { slot: Slot(0), in_flight: 3, queued_tokens: 100 };
+        state.gateways.report(2, &[load], now);
+        assert_eq!(state.pending(&request, now), Pending::At(now + LOADS_EVERY));
+        for _ in 0..3 {
+            let change = state.fleet.scraped(Slot(0), None, now);
+            state.gateways.fleet_changed(change.status);
+        }
+        assert_eq!(state.pending(&request, now), Pending::News);
+        let (reply, _) = ask(&mut state, 1, end.have, now);
+        let Some(Frame::Fleet(page)) = read_frames(&reply).next() else { panic!("no fleet page") };
+        let fleet = fleet::Fleet::decode(page).unwrap();
+        assert_eq!((fleet.gateways, fleet.endpoints[0].remote_in_flight), (2, 3));
+        assert_eq!(fleet.endpoints[0].health, fleet::Health::Down);
+    }
+}
