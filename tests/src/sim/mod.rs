@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -126,6 +127,10 @@ async fn build(
     let router = http::router(app, http.port());
     let serve = async move |stopped: oneshot::Receiver<Duration>| {
         let (drain, draining) = oneshot::channel::<()>();
+        // As uvicorn's: without it every streamed token waits for the client's acknowledgement.
+        let listener = listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
         let server = axum::serve(listener, router).with_graceful_shutdown(async {
             let _ = draining.await;
         });

@@ -279,11 +279,10 @@ impl Scheduler {
         true
     }
 
+    /// Takes all blocks from a request, which begins anew, with what it generated, before all others.
     fn preempt(&mut self, id: u64) {
         if let Some(request) = self.requests.get_mut(&id) {
             self.pool.release(&std::mem::take(&mut request.blocks));
-            request.computed = 0;
-            request.stored = 0;
             self.waiting.push_front(id);
         }
     }

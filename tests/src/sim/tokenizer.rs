@@ -1,6 +1,8 @@
 //! Text to tokens and back, with the model's own tokenizer and chat template.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow};
 use minijinja::syntax::SyntaxConfig;
@@ -24,7 +26,21 @@ pub struct Tokenizer {
     template: Option<String>,
     special: serde_json::Map<String, Value>,
     environment: Environment<'static>,
+    /// Contents of the added tokens, longest first, where text may be encoded piece by piece.
+    borders: Vec<String>,
+    known: Mutex<Known>,
 }
+
+/// Encodings of text between added tokens. Conversations repeat all but their last messages, and
+/// encoding is most of what a simulated request costs.
+#[derive(Default)]
+struct Known {
+    tokens: usize,
+    pieces: HashMap<Box<str>, Vec<u32>>,
+}
+
+/// Tokens kept in [`Known`]; beyond, it starts anew.
+const KNOWN_TOKENS: usize = 4 << 20;
 
 /// Text that an engine will generate, with what each token adds to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +83,52 @@ impl Tokenizer {
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        Ok(Self { tokenizer, template, special, environment })
+        let mut this = Self { tokenizer, template, special, environment, borders: Vec::new(), known: Mutex::default() };
+        this.borders = this.find_borders()?;
+        Ok(this)
+    }
+
+    /// The added tokens, if the tokenizer treats the text on each side of them separately. Some do
+    /// not: they strip spaces beside added tokens, or put one at the start of a text.
+    fn find_borders(&self) -> Result<Vec<String>> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let mut borders: Vec<String> = added.into_values().map(|token| token.content).collect();
+        borders.retain(|content| !content.is_empty());
+        borders.sort_by_key(|content| std::cmp::Reverse(content.len()));
+        for border in &borders {
+            let probe = format!("word {border}word{border}  {border}\n{border} word e\u{301}");
+            let pieces = split(&probe, &borders).map(|piece| self.encode_whole(piece, false));
+            if pieces.collect::<Result<Vec<_>>>()?.concat() != self.encode_whole(&probe, false)? {
+                return Ok(Vec::new());
+            }
+        }
+        Ok(borders)
     }
 
     /// Token ids of a text. `special`: add what the post-processor adds, such as BOS.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        if special || self.borders.is_empty() {
+            return self.encode_whole(text, special);
+        }
+        let mut known = self.known.lock().unwrap();
+        let mut tokens = Vec::new();
+        for piece in split(text, &self.borders) {
+            if let Some(found) = known.pieces.get(piece) {
+                tokens.extend_from_slice(found);
+                continue;
+            }
+            let encoded = self.encode_whole(piece, false)?;
+            tokens.extend_from_slice(&encoded);
+            if known.tokens > KNOWN_TOKENS {
+                *known = Known::default();
+            }
+            known.tokens += encoded.len();
+            known.pieces.insert(piece.into(), encoded);
+        }
+        Ok(tokens)
+    }
+
+    fn encode_whole(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, special).map_err(|error| anyhow!("tokenise: {error}"))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -109,7 +166,7 @@ impl Tokenizer {
                 }
                 text.push_str(WORDS[random.random_range(0..WORDS.len())]);
             }
-            tokens = self.encode(&text, false)?;
+            tokens = self.encode_whole(&text, false)?;
         }
         tokens.truncate(count);
         let mut stream = self.tokenizer.decode_stream(false);
@@ -120,6 +177,24 @@ impl Tokenizer {
         }
         Ok(Generation { tokens, pieces })
     }
+}
+
+/// Cuts a text before every occurrence of a border, the longest where several begin.
+fn split<'a>(text: &'a str, borders: &'a [String]) -> impl Iterator<Item = &'a str> {
+    // One look at each character, however many borders there are.
+    let mut openers: Vec<char> = borders.iter().filter_map(|border| border.chars().next()).collect();
+    openers.sort_unstable();
+    openers.dedup();
+    let length = move |text: &str| borders.iter().find(|border| text.starts_with(border.as_str())).map(String::len);
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let after = rest.get(length(rest).unwrap_or(0)..)?;
+        let next = after.match_indices(openers.as_slice()).find(|&(at, _)| length(&after[at..]).is_some());
+        let piece = rest.len() - after.len() + next.map_or(after.len(), |(at, _)| at);
+        let (piece, remaining) = rest.split_at(piece);
+        rest = remaining;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 #[cfg(test)]
@@ -157,5 +232,26 @@ mod tests {
         assert_eq!(made.pieces.concat(), tokenizer.decode(&made.tokens).unwrap());
         assert_eq!(made, tokenizer.generate(7, 50).unwrap());
         assert_ne!(made, tokenizer.generate(8, 50).unwrap());
+    }
+
+    #[test]
+    fn text_encoded_piece_by_piece_has_the_tokens_of_the_whole() {
+        let tokenizer = tokenizer();
+        assert_eq!(tokenizer.borders.len(), 3, "the test model's added tokens are borders");
+        for text in [
+            "",
+            "plain",
+            "<|im_start|>",
+            "a <|im_start|> b<|im_end|>\n<|im_start|><|im_start|>c",
+            "<|im_start|>user\n<|im_<|im_end|>| <|endoftext|>東京 🙂",
+        ] {
+            for _ in 0..2 {
+                assert_eq!(
+                    tokenizer.encode(text, false).unwrap(),
+                    tokenizer.encode_whole(text, false).unwrap(),
+                    "{text}"
+                );
+            }
+        }
     }
 }
