@@ -3,7 +3,7 @@
 use crate::events::{Batch, DecodeError};
 use crate::observe::Metrics;
 use crate::scrape::Scrape;
-use crate::stream::{Action, Stream};
+use crate::stream::{Action, Reason, Stream};
 use crate::sync::State;
 use affinity::Slot;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -98,7 +98,10 @@ impl App {
                 Action::Clear(reason) => {
                     state.index.clear(slot);
                     self.metrics.cleared(address, *reason);
-                    tracing::info!(endpoint = address, ?reason, "holdings forgotten");
+                    // The other reasons are those of connections, which are logged where they are made.
+                    if matches!(reason, Reason::Gap | Reason::Restarted) {
+                        tracing::warn!(endpoint = address, ?reason, "holdings forgotten");
+                    }
                 }
                 Action::Apply(message) => match &message.payload {
                     Ok(batch) => {
@@ -136,9 +139,11 @@ impl App {
         if change.status || change.load {
             state.gateways.fleet_changed(change.status);
         }
-        let (health, address) = (state.fleet.health(slot), state.fleet.addresses().nth(usize::from(slot.0)));
-        if change.status {
-            tracing::info!(endpoint = address.map(|(_, a)| a), ?health, "health changed");
+        if change.status
+            && let Some((_, address)) = state.fleet.addresses().nth(usize::from(slot.0))
+            && let Some(health) = state.fleet.health(slot)
+        {
+            tracing::info!(endpoint = address, ?health, "health changed");
         }
         drop(state);
         if change.status || change.load {

@@ -52,8 +52,8 @@ section! {
         /// How often each engine's /metrics is read, in milliseconds.
         #[serde(default = "default_scrape")]
         scrape_interval_ms: u64 = "1000",
-        /// Most cache blocks to keep track of, over all endpoints; about 200 bytes each. When they are reached, new
-        /// blocks are left out, so that predictions fall short, and `warmpath_index_refused_blocks` counts them.
+        /// Most cache blocks to keep track of, over all endpoints; about 250 bytes each. When they are reached, new
+        /// blocks are left out, so that predictions fall short, and `warmpath_index_refused_blocks_total` counts them.
         #[serde(default = "default_blocks")]
         max_blocks: usize = "2000000",
         /// Cache tiers that count: gpu, cpu, disk. Add cpu or disk only where the engines announce removals from
