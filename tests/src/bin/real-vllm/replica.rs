@@ -1,0 +1,152 @@
+//! A real vLLM on the CPU.
+
+use std::env;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use warmpath_tests::harness::{Client, free_port};
+
+use crate::group::Group;
+use crate::install::{Install, script};
+
+/// The model's name, as `serve.sh` gives it.
+pub const MODEL: &str = "tiny";
+
+/// A vLLM that runs. Stopped when dropped.
+pub struct Replica {
+    /// Where it serves the OpenAI API and its metrics.
+    pub address: SocketAddr,
+    /// Where it publishes its KV events.
+    pub events: String,
+    replay: String,
+    sockets: PathBuf,
+    group: Group,
+    log: PathBuf,
+}
+
+/// What an engine has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Prompt tokens looked up in the cache.
+    pub queried: u64,
+    /// Of these, found there.
+    pub hit: u64,
+}
+
+impl Replica {
+    /// Starts one. `number` tells it from others: each has hashes of its own, as replicas of a fleet do.
+    ///
+    /// # Errors
+    /// If it cannot be started. Whether it serves is known after [`Self::ready`].
+    pub fn start(install: &Install, number: usize, block_size: u64, blocks: u64) -> Result<Self> {
+        let address = free_port()?;
+        // Not below the installation: these paths may have 107 characters.
+        let sockets = env::temp_dir().join(format!("warmpath-{}-{number}", std::process::id()));
+        fs::create_dir_all(&sockets).with_context(|| format!("cannot create {}", sockets.display()))?;
+        let [events, replay] = ["events", "replay"].map(|name| format!("ipc://{}", sockets.join(name).display()));
+        let logs = install.directory.join("logs");
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        let log = logs.join(format!("replica-{number}.log"));
+        let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = std::process::Command::new(script("serve.sh"));
+        command.arg(&install.venv).arg(&install.model);
+        command.args([&address.port().to_string(), &events, &replay, &block_size.to_string(), &blocks.to_string()]);
+        // What no replica shares with another, and no prediction may rest on.
+        command.env("PYTHONHASHSEED", (1000 + number).to_string());
+        command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+        Ok(Self { address, events, replay, sockets, group: Group::start(command)?, log })
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// If it ends, or does not within five minutes; with the last of its log.
+    pub async fn ready(&mut self, client: &Client) -> Result<()> {
+        let url = self.url("/health");
+        for _ in 0..600 {
+            if let Some(status) = self.group.ended()? {
+                bail!("vLLM has ended ({status}), the last of {}:\n{}", self.log.display(), self.last_words());
+            }
+            if client.get(&url).await.is_ok_and(|reply| reply.status == 200) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        bail!("vLLM does not serve after five minutes, the last of {}:\n{}", self.log.display(), self.last_words())
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(25)..).unwrap_or_default().join("\n")
+    }
+
+    /// The URL of a path on it.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Its entry in the indexer's configuration.
+    pub fn endpoint(&self) -> Value {
+        json!({
+            "address": self.address,
+            "model": MODEL,
+            "events": self.events,
+            "replay": self.replay,
+        })
+    }
+
+    /// What it has counted, by its own metrics.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn counters(&self, client: &Client) -> Result<Counters> {
+        Ok(Counters::read(&client.get(&self.url("/metrics")).await?.body))
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.sockets).ok();
+    }
+}
+
+impl Counters {
+    fn read(metrics: &str) -> Self {
+        let total = |name: &str| {
+            let samples = metrics.lines().filter(|line| {
+                line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+            });
+            let values = samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+            values.sum::<f64>() as u64
+        };
+        Self { queried: total("vllm:prefix_cache_queries_total"), hit: total("vllm:prefix_cache_hits_total") }
+    }
+}
+
+/// The files a model for vLLM has.
+pub fn is_model(directory: &Path) -> bool {
+    ["config.json", "model.safetensors", "tokenizer.json"].iter().all(|name| directory.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_summed_over_engines_and_not_taken_from_namesakes() {
+        let metrics = "# HELP vllm:prefix_cache_queries_total x\n\
+            vllm:prefix_cache_queries_total{engine=\"0\"} 1102.0\n\
+            vllm:prefix_cache_queries_total{engine=\"1\"} 8.0\n\
+            vllm:prefix_cache_queries_created{engine=\"0\"} 1.7e+09\n\
+            vllm:prefix_cache_hits_total{engine=\"0\"} 64.0\n\
+            vllm:prefix_cache_hits_total_of_another{engine=\"0\"} 5.0\n";
+        assert_eq!(Counters::read(metrics), Counters { queried: 1110, hit: 64 });
+    }
+}
