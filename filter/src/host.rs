@@ -23,6 +23,8 @@ pub enum Buffer {
 pub enum Headers {
     Request = 0,
     Response = 2,
+    /// Of a callout's answer; only there when it has any.
+    Callout = 6,
 }
 
 /// A counter or gauge of Envoy's: process-wide, seen and changed by every worker.

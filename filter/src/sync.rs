@@ -8,7 +8,7 @@
 //! a state from which the same reply can be asked for and applied again.
 
 use crate::decide::remember;
-use crate::host::{self, Buffer, Metric, MetricKind};
+use crate::host::{self, Buffer, Headers, Metric, MetricKind};
 use crate::plugin::Plugin;
 use affinity::sync::{Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames};
 use std::time::Duration;
@@ -72,10 +72,15 @@ impl Sync {
         }
         self.asking = None;
         let now = host::now_ms();
-        // Without headers the call failed; reading anything of it would be an error.
-        let body = if headers == 0 { None } else { host::buffer(Buffer::CalloutBody, 0, size) };
-        if !body.is_some_and(|body| apply(plugin, &body, now)) {
-            self.fail(plugin, now, "the answer was not a sync reply");
+        // Without headers the call was reset half-way; Envoy makes up a status when it could not connect.
+        let status = (headers > 0).then(|| host::header(Headers::Callout, ":status")).flatten();
+        if status.as_deref() != Some("200") {
+            let status = status.unwrap_or_else(|| "reset".into());
+            self.fail(plugin, now, &format!("it does not answer ({status})"));
+            return;
+        }
+        if !host::buffer(Buffer::CalloutBody, 0, size).is_some_and(|body| apply(plugin, &body, now)) {
+            self.fail(plugin, now, "it answers with something that is no sync reply");
             return;
         }
         plugin.news.heard_ms.set(now);
@@ -98,7 +103,7 @@ impl Sync {
         };
         match host::post(&plugin.config.indexer_cluster, "/v1/sync", &request.encode(), TIMEOUT) {
             Some(token) => self.asking = Some((token, now)),
-            None => self.fail(plugin, now, "Envoy has no such cluster"),
+            None => self.fail(plugin, now, "Envoy has no such cluster (yet)"),
         }
     }
 
