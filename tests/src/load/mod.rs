@@ -1,0 +1,17 @@
+//! Load for engines and gateways: a multi-tenant workload, a client that measures, and what the figures could be at
+//! best.
+//!
+//! [`Workload`] says what is asked, [`drive`] asks it (closed loop) through a [`StreamClient`], [`Figures`] sums up
+//! what came back, and [`ideal`] computes what one engine that never forgets would have made of the same requests.
+
+mod client;
+mod drive;
+mod figures;
+mod ideal;
+mod workload;
+
+pub use client::{Answer, StreamClient};
+pub use drive::{Record, drive};
+pub use figures::{Figures, percentile};
+pub use ideal::{Ideal, UnboundedCache, ideal};
+pub use workload::{PREAMBLE_BYTES, SYSTEM_BYTES, Step, Workload, WorkloadOptions};
