@@ -64,7 +64,7 @@ enum Bench {
     /// What the filter costs: requests per second, CPU and latency of Envoy with and without it.
     #[command(disable_help_flag = true)]
     Filter(PassedOn),
-    /// How fast prompts are hashed and looked up, natively.
+    /// How fast prompts are hashed inside Envoy, against XXH64, XXH3 and FNV-1a.
     #[command(disable_help_flag = true)]
     Hash(PassedOn),
 }
@@ -96,8 +96,11 @@ fn perform(cli: Cli) -> Result<()> {
         Task::Bench(Bench::Filter(PassedOn { args })) => run(&workspace, envoy, "bench-filter", &args),
         Task::Bench(Bench::Hash(PassedOn { args })) => {
             workspace.build_programs(true)?;
-            let program = workspace.program("bench-hash")?;
-            step::replace_self(Command::new(program).args(args))
+            let mut command = Command::new(workspace.program("bench-hash")?);
+            if !asks_for_help(&args) {
+                command.arg("--module").arg(workspace.build_hash_bench()?).env("ENVOY_BIN", envoy()?.path);
+            }
+            step::replace_self(command.args(args))
         }
         Task::Envoy => {
             println!("{}", envoy()?.path.display());
@@ -137,12 +140,15 @@ fn test(workspace: &Workspace, envoy: &Envoy, args: &[String]) -> Result<()> {
 
 /// Builds what `program` starts, then becomes it. Its own `--help` needs no Envoy.
 fn run(workspace: &Workspace, envoy: impl Fn() -> Result<Envoy>, program: &str, args: &[String]) -> Result<()> {
-    let help = args.iter().any(|arg| arg == "--help" || arg == "-h");
     workspace.build_programs(true)?;
     let mut command = Command::new(workspace.program(program)?);
     command.args(args);
-    if !help {
+    if !asks_for_help(args) {
         command.env("WARMPATH_WASM", workspace.build_module()?).env("ENVOY_BIN", envoy()?.path);
     }
     step::replace_self(&mut command)
+}
+
+fn asks_for_help(args: &[String]) -> bool {
+    args.iter().any(|arg| arg == "--help" || arg == "-h")
 }

@@ -65,6 +65,14 @@ impl Workspace {
         Ok(module)
     }
 
+    /// Builds the module that `bench hash` runs; returns its path.
+    pub fn build_hash_bench(&self) -> Result<PathBuf> {
+        self.require_wasm_target()?;
+        let args = ["build", "--package", "warmpath-filter", "--example", "hash_bench", "--target", WASM_TARGET];
+        step::run(self.cargo(&args).args(["--profile", "wasm"]), "the compiler's errors are above")?;
+        Ok(self.target.join(WASM_TARGET).join("wasm/examples/hash_bench.wasm"))
+    }
+
     /// Builds every native program, so that they lie side by side: tests and demos start each other's siblings.
     pub fn build_programs(&self, release: bool) -> Result<()> {
         let mut cargo = self.cargo(&["build", "--workspace", "--bins"]);
