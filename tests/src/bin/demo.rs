@@ -33,20 +33,24 @@ const STRIDE_BYTES: u32 = 32;
 /// Gives all engines the same answers, so that both phases are asked the same.
 const ENGINE_SEED: &str = "1";
 
-/// Sends one multi-tenant load twice to simulated engines behind Envoy: balanced round robin, then through Warmpath.
-/// Ends with one table: share of prompt tokens served from cache, time to first token, requests per second.
+/// Sends one load twice to simulated engines behind Envoy: first balanced round
+/// robin, then through Warmpath. Ends with one table: share of prompt tokens served
+/// from cache, time to first token, requests per second.
 ///
-/// The engines tokenise, cache and evict for real and wait instead of computing: 8000 uncached prompt tokens per
-/// second, 5 ms per generated token. 24 tenants have system prompts of 4 to 8 KB, which all begin with the same 1 KB, and
-/// two users each, who hold conversations of 3 to 7 turns and take turns. One engine's cache holds its share of all that
-/// and not more. Each phase starts with everything fresh. Takes about a minute and leaves nothing behind, also on ^C.
+/// The engines tokenise, cache and evict for real and wait instead of computing:
+/// 8000 uncached prompt tokens per second, 5 ms per generated token. 24 tenants
+/// have system prompts of 4 to 8 KB, which all begin with the same 1 KB, and two
+/// users each, who hold conversations of 3 to 7 turns. One engine's cache holds
+/// its share of all that and not more. Each phase starts with everything fresh.
+/// Takes about a minute and leaves nothing behind, also on ^C.
 ///
-/// Fails if a request fails, or if the engines have counted other tokens than they told the client.
+/// Fails if a request fails, or if the engines have counted other tokens than they
+/// told the client.
 ///
 /// Examples:
 ///   cargo xtask demo
 ///   cargo xtask demo --json demo.json
-///   cargo xtask demo --keep                          leaves the second phase up, to be asked by hand
+///   cargo xtask demo --keep            leaves the second phase up to try by hand
 ///   cargo xtask demo --engines 8 --concurrency 32
 #[derive(Parser)]
 #[command(name = "demo", bin_name = "cargo xtask demo", max_term_width = 110, verbatim_doc_comment)]
