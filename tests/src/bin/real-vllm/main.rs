@@ -209,9 +209,8 @@ impl Setting {
         let body = reply.json()?;
         let number = |pointer: &str| body.pointer(pointer).and_then(Value::as_u64);
         let prompt_tokens = number("/usage/prompt_tokens").context("a response reports no usage")?;
-        let cached = number("/usage/prompt_tokens_details/cached_tokens");
-        let cached =
-            cached.context("a response reports no cached_tokens: was vLLM started otherwise than by serve.sh?")?;
+        // Older releases report nothing where nothing was cached; whether it was is in the metrics too.
+        let cached = number("/usage/prompt_tokens_details/cached_tokens").unwrap_or(0);
         let tokens = |pointer: &str| {
             let ids =
                 body.pointer(pointer).and_then(Value::as_array).context("a response lacks the token ids asked for");
