@@ -5,17 +5,19 @@
 //!
 //! **Invariants:** a block is resident on a tier while more copies were stored there than removed; a block whose
 //! parent is unknown waits, outside the tree, until the parent is stored; a block that holds a token whose bytes are
-//! unknown, and all after it, are counted but stay outside the tree. The number of blocks, and of tree nodes, is
+//! unknown, or was generated with tokens that no prompt will have ([`crate::canonical`]), and all after it, are counted
+//! but stay outside the tree. The number of blocks, and of tree nodes, is
 //! bounded: beyond the bound new blocks are left out, so the table undercounts.
 
+use crate::canonical::{GENERATED_AT_MOST, TAIL};
 use crate::events::{Attention, Event, Removed, Stored};
 use crate::tokens::Vocabulary;
 use crate::tree::{NodeId, Tree};
 use affinity::page::{PageEntry, encode_page};
 use affinity::{Slot, Stride, Tier};
 use fnv::FnvHashMap;
-use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// What bounds and shapes an index.
@@ -36,8 +38,9 @@ pub struct Stats {
     pub blocks: usize,
     /// Of these, how many wait for their parent.
     pub orphans: usize,
-    /// Of these, how many are beyond a token whose bytes are unknown.
-    pub unreadable: usize,
+    /// Of these, how many no prompt can match: they, or blocks before them, hold tokens without known bytes or were
+    /// generated with tokens that no prompt will have.
+    pub unmatchable: usize,
     /// Distinct blocks in the tree.
     pub nodes: usize,
     /// Blocks left out because the index was full, since the start.
@@ -49,7 +52,37 @@ pub struct Index {
     options: Options,
     tree: Tree,
     endpoints: BTreeMap<Slot, Endpoint>,
+    tails: Tails,
     stats: Stats,
+}
+
+/// The last tokens of blocks that may be generated on from: context for checking what comes next.
+#[derive(Default)]
+struct Tails {
+    tokens: FnvHashMap<(Slot, u64), Box<[u32]>>,
+    /// Oldest first.
+    order: VecDeque<(Slot, u64)>,
+}
+
+impl Tails {
+    /// Conversations that can generate at once, over all endpoints; 100 bytes each.
+    const MOST: usize = 1 << 16;
+
+    fn put(&mut self, slot: Slot, hash: u64, tokens: &[u32]) {
+        let tail = tokens.get(tokens.len().saturating_sub(TAIL)..).unwrap_or(tokens);
+        if self.tokens.insert((slot, hash), tail.into()).is_none() {
+            self.order.push_back((slot, hash));
+            if self.order.len() > Self::MOST
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.tokens.remove(&oldest);
+            }
+        }
+    }
+
+    fn get(&self, slot: Slot, hash: u64) -> &[u32] {
+        self.tokens.get(&(slot, hash)).map_or(&[], |tail| tail)
+    }
 }
 
 /// What one endpoint holds.
@@ -72,8 +105,8 @@ struct Block {
 /// Where a block stands.
 enum Place {
     Tree(NodeId),
-    /// Beyond a token whose bytes are unknown.
-    Unreadable,
+    /// No prompt can match it.
+    Unmatchable,
     Orphan(Box<Orphan>),
 }
 
@@ -87,7 +120,7 @@ struct Orphan {
 #[derive(Clone, Copy)]
 enum Anchor {
     Tree(NodeId),
-    Unreadable,
+    Unmatchable,
     Unknown(u64),
 }
 
@@ -112,7 +145,7 @@ impl Index {
     #[must_use]
     pub fn new(options: Options, epoch: u32) -> Self {
         let tree = Tree::new(options.stride, epoch);
-        Self { options, tree, endpoints: BTreeMap::new(), stats: Stats::default() }
+        Self { options, tree, endpoints: BTreeMap::new(), tails: Tails::default(), stats: Stats::default() }
     }
 
     /// Adds an endpoint, or clears it. `model` is the canonical name: endpoints of one model share contents.
@@ -202,19 +235,33 @@ impl Index {
                 Anchor::Tree(node)
             }
         };
+        let mut before = stored.parent;
         let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
         for (i, (hash, tokens)) in blocks.enumerate() {
-            if !self.put(slot, *hash, stored.tier, anchor, tokens, i < stored.readable) {
+            let matchable = i < stored.readable && self.is_canonical(slot, stored, before, tokens);
+            if !self.put(slot, *hash, stored.tier, anchor, tokens, matchable) {
                 // What follows would only be orphans.
                 self.stats.refused += (stored.hashes.len() - i) as u64;
                 break;
             }
             let Some(endpoint) = self.endpoints.get(&slot) else { break };
             anchor = endpoint.anchor(*hash);
+            before = Some(*hash);
+            if i + GENERATED_AT_MOST >= stored.hashes.len() {
+                self.tails.put(slot, *hash, tokens);
+            }
         }
         if let Some(root) = root {
             self.tree.release(root);
         }
+    }
+
+    /// False for a block that was generated with tokens that no prompt will have.
+    fn is_canonical(&self, slot: Slot, stored: &Stored, before: Option<u64>, tokens: &[u32]) -> bool {
+        let Some(endpoint) = self.endpoints.get(&slot) else { return true };
+        let may_be_generated = stored.parent.is_some() && stored.hashes.len() <= GENERATED_AT_MOST;
+        let tail = before.map_or(&[][..], |before| self.tails.get(slot, before));
+        !may_be_generated || endpoint.vocabulary.is_canonical(tail, tokens)
     }
 
     /// Adds one copy of a block, new or not; `false` if there is no room.
@@ -251,10 +298,10 @@ impl Index {
 
     /// Finds the place of a block after a known one.
     fn place(&mut self, slot: Slot, anchor: Anchor, tokens: &[u32], readable: bool) -> Place {
-        let (Anchor::Tree(parent), true) = (anchor, readable) else { return Place::Unreadable };
-        let Some(endpoint) = self.endpoints.get(&slot) else { return Place::Unreadable };
+        let (Anchor::Tree(parent), true) = (anchor, readable) else { return Place::Unmatchable };
+        let Some(endpoint) = self.endpoints.get(&slot) else { return Place::Unmatchable };
         let spell = |bytes: &mut Vec<u8>| endpoint.vocabulary.spell(tokens, bytes);
-        self.tree.child(parent, tokens, spell).map_or(Place::Unreadable, Place::Tree)
+        self.tree.child(parent, tokens, spell).map_or(Place::Unmatchable, Place::Tree)
     }
 
     /// Places the orphans that waited for `hash`, then those that waited for them.
@@ -270,7 +317,7 @@ impl Index {
                 let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
                 let Some(block) = endpoint.blocks.get_mut(&child) else { continue };
                 let tier = block.tier();
-                let Place::Orphan(orphan) = std::mem::replace(&mut block.place, Place::Unreadable) else { continue };
+                let Place::Orphan(orphan) = std::mem::replace(&mut block.place, Place::Unmatchable) else { continue };
                 let place = self.place(slot, anchor, &orphan.tokens, orphan.readable);
                 self.stats.orphans -= 1;
                 self.count(&place, true);
@@ -347,7 +394,7 @@ impl Index {
     fn count(&mut self, place: &Place, more: bool) {
         let total = match place {
             Place::Tree(_) => return,
-            Place::Unreadable => &mut self.stats.unreadable,
+            Place::Unmatchable => &mut self.stats.unmatchable,
             Place::Orphan(_) => &mut self.stats.orphans,
         };
         *total = if more { *total + 1 } else { *total - 1 };
@@ -369,7 +416,7 @@ impl Endpoint {
     fn anchor(&self, hash: u64) -> Anchor {
         match self.blocks.get(&hash).map(|block| &block.place) {
             Some(Place::Tree(node)) => Anchor::Tree(*node),
-            Some(Place::Unreadable) => Anchor::Unreadable,
+            Some(Place::Unmatchable) => Anchor::Unmatchable,
             Some(Place::Orphan(_)) | None => Anchor::Unknown(hash),
         }
     }
@@ -379,7 +426,7 @@ impl Block {
     fn node(&self) -> Option<NodeId> {
         match self.place {
             Place::Tree(node) => Some(node),
-            Place::Unreadable | Place::Orphan(_) => None,
+            Place::Unmatchable | Place::Orphan(_) => None,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! replies. I/O around them: [`subscriber`] (ZeroMQ), [`scrape`] (engines' metrics), [`http`]. [`server`] starts all.
 
 pub mod app;
+pub mod canonical;
 pub mod config;
 pub mod events;
 pub mod fleet;

@@ -106,8 +106,8 @@ impl Default for Metrics {
         r.register("index_blocks", "Blocks resident, counted once per endpoint", this.blocks.clone());
         r.register("index_orphans", "Of these, how many wait for their parent", this.orphans.clone());
         r.register(
-            "index_unreadable_blocks",
-            "Of these, how many follow a token without known bytes",
+            "index_unmatchable_blocks",
+            "Of these, how many no prompt can match: unknown bytes, or generated with tokens no prompt will have",
             this.opaque.clone(),
         );
         r.register("index_nodes", "Distinct blocks", this.nodes.clone());
@@ -180,7 +180,7 @@ impl Metrics {
         let set = |gauge: &Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         set(&self.blocks, stats.blocks);
         set(&self.orphans, stats.orphans);
-        set(&self.opaque, stats.unreadable);
+        set(&self.opaque, stats.unmatchable);
         set(&self.nodes, stats.nodes);
         self.refused.inner().store(stats.refused, Ordering::Relaxed);
         set(&self.entries, table.len());

@@ -1,5 +1,6 @@
 //! A model's files: its vocabulary for the index, and the profile that filters spell its prompts by.
 
+use crate::canonical::Encoder;
 use crate::config::{Bos, Model};
 use crate::tokens::{Vocabulary, find, read_json, uses};
 use affinity::fleet::Profile;
@@ -90,6 +91,8 @@ impl Files {
         }
         let tokenizer = read_json(&file)?;
         let vocabulary = Vocabulary::from_tokenizer_json(&tokenizer).with_context(unusable)?;
+        let encoder = Encoder::from_tokenizer_json(&tokenizer).with_context(unusable)?;
+        let vocabulary = vocabulary.with_encoder(encoder);
         Ok(Self { vocabulary, folder, tokenizer: Some(tokenizer), config })
     }
 

@@ -3,6 +3,7 @@
 //! A vocabulary is read once into a table id -> bytes. The library's own `decode` is of no use here: it replaces
 //! split UTF-8, drops special tokens and tidies spaces, where the index needs the very bytes.
 
+use crate::canonical::{Encoder, is_canonical};
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use serde_json::Value;
@@ -15,6 +16,8 @@ pub struct Vocabulary {
     bytes: Vec<u8>,
     /// Where each token's bytes lie; `None` for ids that mean nothing (padding of the embedding table).
     spans: Vec<Option<(u32, u32)>>,
+    /// Tells generated blocks whose tokens no prompt will have.
+    encoder: Option<Encoder>,
 }
 
 impl Vocabulary {
@@ -47,6 +50,18 @@ impl Vocabulary {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
+    }
+
+    /// Lets generated blocks be checked: see [`crate::canonical`].
+    #[must_use]
+    pub fn with_encoder(self, encoder: Encoder) -> Self {
+        Self { encoder: Some(encoder), ..self }
+    }
+
+    /// Whether `block` after `tail` is what the tokenizer makes of its text; true where that cannot be checked.
+    #[must_use]
+    pub fn is_canonical(&self, tail: &[u32], block: &[u32]) -> bool {
+        self.encoder.as_ref().is_none_or(|encoder| is_canonical(encoder, self, tail, block))
     }
 
     fn insert(&mut self, token: u32, bytes: &[u8]) -> Result<()> {
@@ -138,7 +153,7 @@ impl Vocabulary {
                 this.insert(id, &bytes)?;
             }
         }
-        Ok(this)
+        Ok(this.with_encoder(Encoder::Tiktoken(bpe)))
     }
 }
 

@@ -93,7 +93,7 @@ fn residency_equals_a_count_over_the_recorded_events() {
             let resident: BTreeMap<u64, u32> = index.resident(Slot(0)).collect();
             assert_eq!(resident, counted(&frames[..=i]), "{engine} after message {}", frame["seq"]);
         }
-        assert_eq!(index.stats().unreadable, 0, "{engine}: every token has bytes");
+        assert_eq!(index.stats().unmatchable, 0, "{engine}: every token has bytes");
         index.clear(Slot(0));
         assert!(index.table().is_empty() && index.stats().nodes == 0);
     }

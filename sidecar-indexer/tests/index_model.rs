@@ -336,5 +336,5 @@ fn text_up_to_an_image_is_indexed_and_nothing_after_it() {
     index.apply(Slot(0), &Event::Stored(Stored { readable: 2, ..sequence(0..4, None) }));
     index.apply(Slot(0), &Event::Stored(sequence(4..6, Some(3))));
     assert_eq!(index.table().len(), 24 / STRIDE as usize);
-    assert_eq!((index.stats().unreadable, index.stats().orphans), (4, 0));
+    assert_eq!((index.stats().unmatchable, index.stats().orphans), (4, 0));
 }
