@@ -14,14 +14,17 @@
 //! term is SMG's. A hit can never be worth more than the prefill it saves, so affinity fades exactly when a queue
 //! outgrows the saving. R stands for cache space: it keeps new prefixes spread when nothing is in flight at all.
 //!
-//! A prompt of which nobody holds much ([`WARM`]) is *cold*: it goes by rendezvous hashing with bounded load, so that
-//! many gateways send a burst of one new prefix to the same place without telling one another.
+//! A prompt of which nobody holds much ([`WARM`]) would follow the smallest match, such as a preamble that all prompts
+//! share, to one place. It goes by bounded load instead: of the endpoints that have no more than their share, the one
+//! that holds most, and among equals the first by rendezvous hashing, so that many gateways send a burst of one new
+//! prefix to the same place without telling one another.
 //!
 //! **Invariant:** only endpoints passed in are ever chosen; the caller leaves out those that are down, draining, or do
 //! not serve the model. Cost: the shortlist, never the whole fleet, has its load read.
 
 use crate::fingerprint::Fingerprint;
 use crate::units::{Slot, Tokens};
+use std::cmp::Reverse;
 
 /// Seconds that one more request in flight adds.
 pub const PER_REQUEST: f64 = 0.01;
@@ -31,10 +34,10 @@ pub const KV_PRESSURE: f64 = 0.15;
 pub const SPREAD: f64 = 0.02;
 /// A prompt is warm when somebody holds at least this share of it.
 pub const WARM: f64 = 0.25;
-/// Cold prompts skip an endpoint with more requests in flight than this many times the mean, and one.
+/// A prompt that is not warm skips an endpoint with more requests in flight than this many times the mean, and one.
 pub const BOUND_IN_FLIGHT: f64 = 2.0;
-/// Cold prompts skip an endpoint that was sent more uncached tokens lately than this many times the mean.
-pub const BOUND_RECENT: f64 = 1.25;
+/// It skips one with more tokens queued, or sent lately, than this many times the mean.
+pub const BOUND_TOKENS: f64 = 1.1;
 /// Up to this many endpoints are weighed all together; in larger fleets holders and a few others are.
 pub const SHORTLIST: usize = 8;
 /// How many endpoints a choice names: the first, and those that retries walk to.
@@ -95,7 +98,7 @@ pub enum Reason {
     PredictedHolder,
     /// Somebody holds more, but load decided otherwise.
     Load,
-    /// Nobody holds much: rendezvous hashing, with bounded load.
+    /// Nobody holds any of it: rendezvous hashing, with bounded load.
     Cold,
 }
 
@@ -168,7 +171,8 @@ pub fn place(
             let pressure = engine.kv_usage.map_or(0.0, |k| k.clamp(0.0, 0.99) / (1.0 - k.clamp(0.0, 0.99)));
             let tokens = l.queued_tokens as f64 + missing + SPREAD * (recent - mean_recent).max(0.0);
             let within_bounds = l.in_flight as f64 <= BOUND_IN_FLIGHT * (fleet.in_flight as f64 / count) + 1.0
-                && recent <= BOUND_RECENT * mean_recent + 2.0 * missing;
+                && l.queued_tokens as f64 <= BOUND_TOKENS * (fleet.queued_tokens as f64 / count)
+                && recent <= BOUND_TOKENS * mean_recent + missing;
             Weighed {
                 slot: engine.slot,
                 hit,
@@ -189,12 +193,13 @@ pub fn place(
             .then_with(|| chance(a).cmp(&chance(b)))
     });
     if !warm {
-        weighed.sort_by_key(|w| if w.within_bounds { (0, w.rank) } else { (1, 0) });
+        let held = |w: &Weighed| w.hit.map(|h| h.tokens);
+        weighed.sort_by_key(|w| if w.within_bounds { (0, Reverse(held(w)), w.rank) } else { (1, Reverse(None), 0) });
     }
     let first = weighed.first()?;
     let hit = first.hit.map(|h| h.tokens).unwrap_or_default();
     let reason = match first.hit {
-        _ if !warm => Reason::Cold,
+        _ if best_hit == Tokens(0) => Reason::Cold,
         Some(h) if hit == best_hit && h.predicted => Reason::PredictedHolder,
         Some(_) if hit == best_hit => Reason::DeepestHolder,
         _ => Reason::Load,
@@ -213,7 +218,7 @@ fn shortlist<'a>(engines: &'a [Engine], prompt: Prompt, hits: &[Hit], chance: u6
     }
     all.sort_by_cached_key(|(e, rank)| {
         let held = hits.iter().filter(|h| h.slot == e.slot).map(|h| h.tokens).max();
-        (std::cmp::Reverse(held), *rank)
+        (Reverse(held), *rank)
     });
     let holders = all.iter().filter(|(e, _)| hits.iter().any(|h| h.slot == e.slot)).count();
     let mut rest = all.split_off(holders);
@@ -343,6 +348,42 @@ mod tests {
         assert!(loads.len() == 4 && most <= 12, "{loads:?}");
     }
 
+    /// All tenants share a preamble: following it would send all to the first endpoint that got one.
+    #[test]
+    fn a_small_match_draws_prompts_only_while_its_holder_has_no_more_than_its_share() {
+        let engines = engines(4);
+        let mut loads: HashMap<Slot, Load> = HashMap::new();
+        let mut hits = Vec::new();
+        for key in 0..40 {
+            let choice = choose(&engines, prompt(8000, key), &hits, &loads, key);
+            let first = choice.slots[0];
+            let reason = match (hits.is_empty(), choice.hit.0 > 0) {
+                (true, _) => Reason::Cold,
+                (false, true) => Reason::DeepestHolder,
+                (false, false) => Reason::Load,
+            };
+            assert_eq!(choice.reason, reason);
+            loads.entry(first).or_default().recent_tokens += 8000 - u64::from(choice.hit.0);
+            if !hits.iter().any(|h: &Hit| h.slot == first) {
+                hits.push(holds(first.0, 1000));
+            }
+        }
+        let recent: Vec<u64> = loads.values().map(|l| l.recent_tokens / 7000).collect();
+        assert!(recent.len() == 4 && recent.iter().all(|n| (7..=13).contains(n)), "{recent:?}");
+    }
+
+    #[test]
+    fn a_burst_of_cold_prompts_queues_behind_one_another_only_when_all_are_busy() {
+        let engines = engines(4);
+        let mut loads: HashMap<Slot, Load> = HashMap::new();
+        for key in 0..4 {
+            let first = choose(&engines, prompt(8000, key), &[], &loads, key).slots[0];
+            let load = loads.entry(first).or_default();
+            assert_eq!(load.queued_tokens, 0, "prompt {key} waits although an endpoint is idle");
+            *load = Load { in_flight: 1, queued_tokens: 8000, recent_tokens: 8000 };
+        }
+    }
+
     #[test]
     fn equal_costs_go_to_the_least_recently_used_and_then_to_chance() {
         let engines = engines(3);
@@ -374,7 +415,8 @@ mod tests {
             prop_assert_eq!(seen.len(), choice.slots.len());
             prop_assert_eq!(choice.slots.len(), usize::from(n).min(NAMED));
             prop_assert!(choice.slots.iter().all(|s| s.0 < n));
-            if usize::from(n) <= SHORTLIST && choice.reason != Reason::Cold {
+            let warm = hits.iter().any(|h| f64::from(h.tokens.0) >= WARM * f64::from(tokens));
+            if usize::from(n) <= SHORTLIST && warm && hits.iter().all(|h| h.slot.0 < n) {
                 let mean = sum(&loads).recent_tokens as f64 / f64::from(n);
                 let cost = |slot: Slot| {
                     let held = hits.iter().filter(|h| h.slot == slot).map(|h| h.tokens.0).max().unwrap_or(0);

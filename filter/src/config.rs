@@ -17,9 +17,11 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// The table is not trusted once the indexer has been silent this long. Default 5000.
     pub stale_after_ms: u64,
-    /// How long a placement counts as a predicted holder where events will confirm it. Default 5000.
+    /// How long at most a placement counts as a predicted holder where events will confirm it; it is less where its
+    /// prefill must be done sooner. Default 5000.
     pub predicted_ttl_ms: u64,
-    /// How long it counts for an endpoint without an event stream (approximate mode). Default 120000.
+    /// How long it counts where no events come: an endpoint without a stream, a stale table, a prompt whose bytes are not
+    /// known. Default 120000.
     pub approximate_ttl_ms: u64,
     /// Answer requests that carry `x-warmpath-debug` with `x-warmpath-*` response headers that explain the decision.
     /// Default true.

@@ -23,6 +23,8 @@ use std::rc::Rc;
 /// How far beyond the known part of a prompt the spreading key lies, in strides: past the end of a block that the
 /// table cannot show yet.
 const KEY_BEYOND: usize = 8;
+/// From the end of a prefill to its place in the table, generously.
+const EVENT_LAG_MS: u64 = 500;
 /// Prompt bytes per token until a match tells better: English.
 const BYTES_PER_TOKEN: f64 = 4.0;
 
@@ -113,7 +115,9 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
         predicted.iter().map(|p| Hit { slot: p.slot, tokens: p.tokens, credit: 1.0, predicted: true });
     let hits: Vec<Hit> = from_table.chain(from_placements).collect();
 
-    let beyond = (depth as usize + KEY_BEYOND).min(prefixes.len());
+    // What placements just made share counts as known, too: it is where prompts differ that they are spread by.
+    let known_strides = predicted.map_or(depth, |p| p.stride.max(depth));
+    let beyond = (known_strides as usize + KEY_BEYOND).min(prefixes.len());
     let key = beyond.checked_sub(1).and_then(|k| prefixes.get(k)).copied().unwrap_or_else(|| short_key(&asked, body));
     let prompt = Prompt { tokens: tokens_of(length).max(Tokens(1)), key };
     let load = |slot| {
@@ -135,8 +139,15 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
 
     let held = matches.iter().filter(|m| m.slot == slot).map(|m| m.stride);
     let held = held.chain(predicted.iter().filter(|p| p.slot == slot).map(|p| p.stride)).max().unwrap_or(0);
-    let events = known.endpoint(slot).is_some_and(|e| e.events) && unknown.is_none();
-    let ttl = if events { config.predicted_ttl_ms } else { config.approximate_ttl_ms };
+    let ttl = match known.endpoint(slot) {
+        // Events will confirm it once it is prefilled; what they have not said by then was never cached, or is gone.
+        Some(e) if e.events && table_fresh && unknown.is_none() => {
+            let tokens = load(slot).queued_tokens as f64 + f64::from(missing.0);
+            let prefill_ms = 1000.0 * tokens / f64::from(e.prefill_rate).max(1.0);
+            config.predicted_ttl_ms.min(EVENT_LAG_MS + (2.0 * prefill_ms) as u64)
+        }
+        _ => config.approximate_ttl_ms,
+    };
     let mut new_marks: Vec<(Fingerprint, Tokens)> = Vec::new();
     for stride in marks(prefixes.len() as u32).filter(|m| *m > held) {
         let Some(fingerprint) = prefixes.get(stride as usize - 1).copied() else { continue };
