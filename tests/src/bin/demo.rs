@@ -39,7 +39,7 @@ const ENGINE_SEED: &str = "1";
 ///
 /// The engines tokenise, cache and evict for real and wait instead of computing:
 /// 8000 uncached prompt tokens per second, 5 ms per generated token. 24 tenants
-/// have system prompts of 4 to 8 KB, which all begin with the same 1 KB, and two
+/// have system prompts of 4 to 8 KB, which all begin with the same half KB, and two
 /// users each, who hold conversations of 3 to 7 turns. One engine's cache holds
 /// its share of all that and not more. Each phase starts with everything fresh.
 /// Takes about a minute and leaves nothing behind, also on ^C.
@@ -266,7 +266,7 @@ fn table(options: &Options, round_robin: &Figures, warm: &Figures, ideal: &Ideal
          served from cache: share of all prompt tokens, as the {0} engines report it in each answer's usage\n\
          ideal: computed, not measured: the same requests in the same order, one at a time, on one engine that never\n       \
          evicts (tests/src/load/ideal.rs); what is missing is what nobody had asked before\n\
-         round robin: what an engine finds is its share of the prompts, 1 in {0}, and the 1 KB that all of them begin with\n\
+         round robin: what an engine finds is its share of the prompts, 1 in {0}, and the half KB that all of them begin with\n\
          load: {1} requests per phase, {2} in flight at any time (closed loop), {TENANTS} tenants, seed {3}",
         options.engines, options.requests, options.concurrency, options.seed
     )

@@ -7,7 +7,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// All system prompts begin with the same text of this many bytes, so that its hash tells no tenant from another.
-pub const PREAMBLE_BYTES: usize = 1024;
+pub const PREAMBLE_BYTES: usize = 512;
 /// Length of a tenant's system prompt in bytes, with the preamble.
 pub const SYSTEM_BYTES: RangeInclusive<usize> = 4 * 1024..=8 * 1024;
 /// Length of a user's message in bytes.
