@@ -6,14 +6,20 @@
 //! **Invariant:** what cannot be known exactly is not guessed. A wrong prediction is worse than none, so every field
 //! that changes the prompt in a way this module does not reproduce makes the prompt [`Unknown`], with its reason.
 
+mod body;
+mod copying;
+#[cfg(test)]
+mod equivalence;
+mod needles;
+mod skeleton;
+mod templates;
+
 use crate::fingerprint::{Fingerprint, root};
 use crate::fleet::{Profile, Profiles};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value};
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use std::borrow::Cow;
+use body::{Body, Message, PromptField, Turn};
+use needles::Needles;
 use std::fmt;
+use templates::Templates;
 
 /// The endpoints whose prompts are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +92,9 @@ pub struct Canonical {
 /// Profiles made ready: names resolved, templates compiled. One per VM, built anew when the profiles change.
 pub struct Prompts {
     profiles: Profiles,
-    /// Holds each model's compiled template under its number.
-    templates: Environment<'static>,
+    templates: Templates,
+    /// Each model's opaque texts.
+    opaque: Vec<Needles>,
 }
 
 impl Prompts {
@@ -95,17 +102,10 @@ impl Prompts {
     /// their chat prompts are [`Unknown`].
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
-        let mut templates = environment();
-        let mut failed = Vec::new();
-        for (number, profile) in profiles.models.iter().enumerate() {
-            let Some(source) = &profile.chat_template else { continue };
-            if let Some(why) = unsupported(source) {
-                failed.push((profile.name.clone(), why.to_owned()));
-            } else if let Err(e) = templates.add_template_owned(number.to_string(), source.clone()) {
-                failed.push((profile.name.clone(), e.to_string()));
-            }
-        }
-        (Self { profiles, templates }, failed)
+        let (templates, failed) = Templates::new(&profiles);
+        let opaque = |profile: &Profile| Needles::new(profile.opaque_texts.iter().map(String::as_str));
+        let opaque = profiles.models.iter().map(opaque).collect();
+        (Self { profiles, templates, opaque }, failed)
     }
 
     /// How many models there are.
@@ -129,7 +129,7 @@ impl Prompts {
     /// Reads a request's body.
     #[must_use]
     pub fn read(&self, api: Api, body: &[u8]) -> Asked {
-        match serde_json::from_slice::<Body<'_>>(body) {
+        match Body::read(body) {
             Err(_) => Asked { model: None, prompt: Err(Unknown::Malformed) },
             Ok(body) => {
                 let found = self.find(body.model.as_deref());
@@ -168,7 +168,7 @@ impl Prompts {
             Api::Completions => complete(profile, body)?,
             Api::Chat => self.render(profile, model, body)?,
         };
-        if profile.opaque_texts.iter().any(|t| text.contains(t.as_str())) {
+        if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
             return Err(Unknown::Feature("token_whitespace"));
         }
         Ok(Canonical { root, text })
@@ -179,19 +179,8 @@ impl Prompts {
             return Err(Unknown::Feature("add_special_tokens"));
         }
         let messages = body.messages.ok_or(Unknown::Malformed)?;
-        let messages = messages.into_iter().map(Message::into_value).collect::<Result<Vec<Value>, Unknown>>()?;
-        let mut number = [0; 5];
-        let template = self.templates.get_template(decimal(model, &mut number)).map_err(|_| Unknown::Template)?;
-        let special = profile.special_tokens.iter().map(|(name, text)| (Value::from(name), Value::from(text)));
-        let given = [
-            ("messages", Value::from(messages)),
-            // transformers always passes these, as None when the request has none.
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(body.add_generation_prompt.unwrap_or(true))),
-        ];
-        let context = Value::from_pairs(special.chain(given.map(|(name, value)| (Value::from(name), value))));
-        template.render(context).map_err(|_| Unknown::Template)
+        let turns = messages.into_iter().map(Message::into_turn).collect::<Result<Vec<Turn<'_>>, Unknown>>()?;
+        self.templates.render(model, profile, &turns, body.add_generation_prompt.unwrap_or(true))
     }
 }
 
@@ -209,217 +198,6 @@ fn complete(profile: &Profile, body: Body<'_>) -> Result<String, Unknown> {
         return Ok(text);
     }
     Ok([profile.completion_prefix.as_str(), text.as_str()].concat())
-}
-
-/// Writes a number without allocating: templates are looked up on every request.
-fn decimal(mut n: u16, buffer: &mut [u8; 5]) -> &str {
-    let mut start = buffer.len();
-    for (at, digit) in buffer.iter_mut().enumerate().rev() {
-        *digit = b'0' + (n % 10) as u8;
-        start = at;
-        n /= 10;
-        if n == 0 {
-            break;
-        }
-    }
-    buffer.get(start..).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or("")
-}
-
-/// Jinja as transformers sets it up.
-fn environment() -> Environment<'static> {
-    let mut env = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    if let Ok(syntax) = syntax {
-        env.set_syntax(syntax);
-    }
-    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    env.add_function("raise_exception", |why: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, why))
-    });
-    env
-}
-
-/// Why a template's output cannot be known, as far as its source tells.
-fn unsupported(source: &str) -> Option<&'static str> {
-    if source.contains("strftime_now") {
-        return Some("the template prints the date, and the filter does not know the engine's clock");
-    }
-    let mut tags = source.split("{%").skip(1).filter_map(|tag| tag.split_once("%}")).map(|(tag, _)| tag);
-    // Then vLLM hands the template lists of parts instead of text ("openai" content format).
-    let parts = tags.any(|tag| {
-        let tag = tag.trim_start_matches(['-', '+']).trim_start();
-        tag.starts_with("for ") && tag.split_once(" in ").is_some_and(|(_, over)| over.contains("content"))
-    });
-    parts.then_some("the template iterates over a message's content, which is not reproduced yet")
-}
-
-/// The fields of a request that its prompt depends on. All others are skipped without being built.
-#[derive(Deserialize)]
-struct Body<'a> {
-    #[serde(default, borrow)]
-    model: Option<Cow<'a, str>>,
-    prompt: Option<PromptField>,
-    messages: Option<Vec<Message>>,
-    #[serde(default, borrow)]
-    cache_salt: Option<Cow<'a, str>>,
-    add_generation_prompt: Option<bool>,
-    add_special_tokens: Option<bool>,
-    continue_final_message: Option<bool>,
-    tools: Option<IgnoredAny>,
-    documents: Option<IgnoredAny>,
-    chat_template: Option<IgnoredAny>,
-    chat_template_kwargs: Option<IgnoredAny>,
-    reasoning_effort: Option<IgnoredAny>,
-    truncate_prompt_tokens: Option<IgnoredAny>,
-    prompt_embeds: Option<IgnoredAny>,
-    prompt_logprobs: Option<IgnoredAny>,
-    suffix: Option<IgnoredAny>,
-    kv_transfer_params: Option<IgnoredAny>,
-    mm_processor_kwargs: Option<IgnoredAny>,
-}
-
-impl Body<'_> {
-    /// The first field whose effect on prompt or cache is not reproduced.
-    fn unreproduced(&self) -> Option<&'static str> {
-        let given = [
-            ("tools", self.tools.is_some()),
-            ("documents", self.documents.is_some()),
-            ("chat_template", self.chat_template.is_some()),
-            ("chat_template_kwargs", self.chat_template_kwargs.is_some()),
-            ("reasoning_effort", self.reasoning_effort.is_some()),
-            ("continue_final_message", self.continue_final_message == Some(true)),
-            ("truncate_prompt_tokens", self.truncate_prompt_tokens.is_some()),
-            ("prompt_embeds", self.prompt_embeds.is_some()),
-            // The engine does not read its cache for these.
-            ("prompt_logprobs", self.prompt_logprobs.is_some()),
-            ("suffix", self.suffix.is_some()),
-            ("kv_transfer_params", self.kv_transfer_params.is_some()),
-            ("mm_processor_kwargs", self.mm_processor_kwargs.is_some()),
-        ];
-        given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
-    }
-}
-
-#[derive(Deserialize)]
-struct Message {
-    role: Value,
-    #[serde(default)]
-    content: Content,
-    name: Option<Value>,
-    tool_calls: Option<IgnoredAny>,
-    reasoning: Option<IgnoredAny>,
-    reasoning_content: Option<IgnoredAny>,
-}
-
-impl Message {
-    /// The message as vLLM hands it to a template that takes text.
-    fn into_value(self) -> Result<Value, Unknown> {
-        let role = self.role.as_str().ok_or(Unknown::Malformed)?;
-        match role {
-            // Merged into other messages, or given fields we do not build yet.
-            "developer" => return Err(Unknown::Feature("developer")),
-            "tool" | "function" => return Err(Unknown::Feature("tool_messages")),
-            _ if self.tool_calls.is_some() => return Err(Unknown::Feature("tool_calls")),
-            _ if self.reasoning.is_some() || self.reasoning_content.is_some() => {
-                return Err(Unknown::Feature("reasoning"));
-            }
-            _ => {}
-        }
-        let content = match self.content {
-            Content::Text(text) => text,
-            Content::Absent => Value::from(""),
-            Content::Media => return Err(Unknown::Feature("media")),
-        };
-        let fields = [("role", Some(self.role)), ("content", Some(content)), ("name", self.name)];
-        Ok(Value::from_pairs(fields.into_iter().filter_map(|(k, v)| Some((Value::from(k), v?)))))
-    }
-}
-
-/// A message's content: text, or text parts joined by newlines.
-#[derive(Default)]
-enum Content {
-    #[default]
-    Absent,
-    Text(Value),
-    /// Holds a part that is not text.
-    Media,
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Content;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text, a list of parts, or null")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-                Ok(Content::Text(Value::from(text)))
-            }
-
-            fn visit_unit<E>(self) -> Result<Content, E> {
-                Ok(Content::Absent)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
-                let (mut texts, mut media) = (Vec::new(), false);
-                while let Some(part) = parts.next_element::<Part>()? {
-                    match (part.kind.as_str(), part.text) {
-                        ("text" | "input_text" | "output_text", Some(text)) => texts.push(text),
-                        _ => media = true,
-                    }
-                }
-                Ok(if media { Content::Media } else { Content::Text(Value::from(texts.join("\n"))) })
-            }
-        }
-        from.deserialize_any(Visit)
-    }
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-}
-
-/// A completions prompt.
-enum PromptField {
-    Text(String),
-    /// Token ids, or several prompts in one call, or something no engine takes.
-    Other,
-}
-
-impl<'de> Deserialize<'de> for PromptField {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = PromptField;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a prompt")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<PromptField, E> {
-                Ok(PromptField::Text(text.to_owned()))
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<PromptField, E> {
-                Ok(PromptField::Other)
-            }
-
-            /// Several prompts go to one engine; the first stands for all.
-            fn visit_seq<A: SeqAccess<'de>>(self, mut prompts: A) -> Result<PromptField, A::Error> {
-                let first = prompts.next_element::<PromptField>()?.unwrap_or(PromptField::Other);
-                while prompts.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(first)
-            }
-        }
-        from.deserialize_any(Visit)
-    }
 }
 
 #[cfg(test)]

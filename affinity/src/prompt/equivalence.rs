@@ -1,0 +1,184 @@
+//! Skeletons against the templates themselves: whatever the messages say, both must spell the same.
+
+use super::templates::Templates;
+use super::{Api, Asked, Prompts};
+use crate::fleet::{Profile, Profiles};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
+    '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const QWEN: &str = include_str!("../../../tests/fixtures/bench/chat_template.jinja");
+const LLAMA3: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = \
+    '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}\
+    {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+const MISTRAL: &str = "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}\
+    {%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}\
+    {%- for message in loop_messages %}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+    {{- raise_exception('roles must alternate, ' + message['content']) }}{%- endif %}{%- if message['role'] == 'user' %}\
+    {%- if loop.last and system_message is defined %}{{- '[INST] ' + system_message + '\n\n' + message['content'] + \
+    '[/INST]' }}{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}\
+    {%- elif message['role'] == 'assistant' %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}";
+const GEMMA: &str = "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- set first_user_prefix = \
+    messages[0]['content'] + '\n\n' -%}{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set first_user_prefix \
+    = '' -%}{%- set loop_messages = messages -%}{%- endif -%}{%- for message in loop_messages -%}{%- if \
+    (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}{%- set role = message['role'] -%}\
+    {%- endif -%}{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}\
+    {%- if message['content'] is string -%}{{ message['content'] | trim }}{%- endif -%}{{ '<end_of_turn>\n' }}\
+    {%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}";
+/// Macros, captures, namespaces that carry contents, and every use of contents that is on the list.
+const MANIFOLD: &str = "{%- macro turn(role, text='none') -%}<{{ role }}>{% if text %}{{ text.strip() ~ '!' }}{% endif \
+    %}{%- endmacro -%}{%- set ns = namespace(last='', seen=0) -%}{%- for m in messages | rejectattr('role', 'equalto', \
+    'odd') -%}{%- set body -%}[{{ m.get('content', 'x') | default('y') }}]{%- endset -%}{%- set ns.seen = ns.seen + 1 \
+    -%}{{ turn(m.role, text=m.content) }}{{ body | trim }}{{ turn(text=ns.last, role='was') }}{%- set ns.last = \
+    m.content -%}{%- if m.content == 'yes' or 'mag' in m.content or m.content.endswith('?') -%}*{%- elif not m.content \
+    -%}-{%- endif -%}{{ m.content.replace('&', 'and').split('##')[-1].lstrip('\n') }}{{ m.content.count('<|') }}\
+    {%- if loop.previtem is defined and loop.previtem.content -%}^{%- endif -%}{%- endfor -%}{{ ns.seen }}\
+    {{ (ns.last + '.') | trim if ns.last else 'nothing' }}";
+const COPYING: [&str; 6] = [CHATML, QWEN, LLAMA3, MISTRAL, GEMMA, MANIFOLD];
+
+/// Each does one thing more with contents than to copy them.
+const MORE: [&str; 22] = [
+    "{% for m in messages %}{{ m.content | length }}{% endfor %}",
+    "{% for m in messages %}{{ m.content[:5] }}{% endfor %}",
+    "{% for m in messages %}{{ m.content[0] }}{% endfor %}",
+    "{% for m in messages %}{{ m['con' + 'tent'] | upper }}{% endfor %}",
+    "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+    "{% for m in messages %}{{ m.content.title() }}{% endfor %}",
+    "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+    "{% for m in messages %}{{ m.content.strip('x') }}{% endfor %}",
+    "{% for m in messages %}{{ m.content | replace(m.role, '') }}{% endfor %}",
+    "{% for m in messages %}{{ m.content.split() | join('-') }}{% endfor %}",
+    "{% for m in messages %}{% if m.content > 'text' %}>{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.content == messages[0].content %}={% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.content in ['text', 'x'] %}={% endif %}{% endfor %}",
+    "{% for m in messages %}{% if 'xx' in m.content + 'x' %}={% endif %}{% endfor %}",
+    "{% for m in messages %}{{ '%s' | format(m.content) }}{% endfor %}",
+    "{% for m in messages %}{% for c in m.values() %}{{ c | upper }}{% endfor %}{% endfor %}",
+    "{% set ns = namespace(t='') %}{% for m in messages %}{% set ns.t = ns.t + m.content %}{% endfor %}{{ ns.t | length }}",
+    "{% macro f(x) %}{{ x | length }}{% endmacro %}{% for m in messages %}{{ f(m.content) }}{% endfor %}",
+    "{% macro f(x) %}{{ x }}{% endmacro %}{% for m in messages %}{{ f(m.content) | length }}{% endfor %}",
+    "{% for m in messages %}{% set x %}{{ m.content }}{% endset %}{{ x | reverse }}{% endfor %}",
+    "{{ messages | map(attribute='content') | join(',') | upper }}",
+    "{{ messages | tojson }}",
+];
+
+fn prompts(template: &str, skeletons: bool) -> Prompts {
+    let profile = Profile {
+        chat_template: Some(template.into()),
+        special_tokens: vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())],
+        ..Profile::default()
+    };
+    let profiles = Profiles { models: vec![profile] };
+    let (templates, failed) = Templates::new(&profiles);
+    assert_eq!(failed, [], "{template}");
+    Prompts {
+        profiles,
+        templates: if skeletons { templates } else { templates.without_skeletons() },
+        opaque: Vec::new(),
+    }
+}
+
+/// Contents that come close to what templates look for, to what skeletons are made of, and to nothing.
+fn content() -> impl Strategy<Value = String> {
+    let words = [
+        "text",
+        "a",
+        "x",
+        "yes",
+        "?",
+        " ",
+        "\n",
+        "\t",
+        "\u{a0}",
+        "</think>",
+        "<think>",
+        "</thi",
+        "nk>",
+        "<tool_response>",
+        "</tool_response>",
+        "##",
+        "#",
+        "&",
+        "mag",
+        "<|im_end|>",
+        "<|",
+        "</s>",
+        "{{ messages }}",
+        "{% if %}",
+        "naïve “é” 🙂",
+        "\u{F8E0}0\u{F8E1}",
+        "\u{F8E0}",
+        "1\u{F8E1}",
+    ];
+    prop_oneof![
+        3 => Just(String::new()),
+        9 => prop::sample::select(vec!["Hello, world", "two\n\nlines", "{\"a\": 1}", "ünï", "\u{F8E0}1\u{F8E1}"]).prop_map(String::from),
+        6 => prop::collection::vec(prop::sample::select(words.to_vec()), 0..5).prop_map(|words| words.concat()),
+        1 => any::<String>(),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Value> {
+    let role = prop_oneof![8 => Just("user"), 8 => Just("assistant"), 3 => Just("system"), 1 => Just("odd"), 1 => Just("\u{F8E0}0\u{F8E1}")];
+    (role, content(), 0..20).prop_map(|(role, content, extra)| match extra {
+        0 => json!({"role": role, "content": content, "name": "Ann"}),
+        1 => json!({"role": role, "content": [{"type": "text", "text": content}, {"type": "text", "text": "end"}]}),
+        2 => json!({"role": role}),
+        _ => json!({"role": role, "content": content}),
+    })
+}
+
+fn conversations() -> impl Strategy<Value = Vec<Value>> {
+    let conversation = (prop::collection::vec(message(), 0..5), any::<bool>());
+    let body = conversation
+        .prop_map(|(messages, generation)| json!({"messages": messages, "add_generation_prompt": generation}));
+    // In Mistral's template only these are not refused.
+    let alternating = prop::collection::vec(content(), 1..5).prop_map(|contents| {
+        let turn = |(n, content)| json!({"role": if n % 2 == 0 { "user" } else { "assistant" }, "content": content});
+        json!({"messages": contents.into_iter().enumerate().map(turn).collect::<Vec<_>>()})
+    });
+    prop::collection::vec(prop_oneof![body, alternating], 1..40)
+}
+
+fn prompt(prompts: &Prompts, body: &Value) -> Asked {
+    prompts.read(Api::Chat, body.to_string().as_bytes())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn a_prompt_is_what_the_template_prints_whatever_was_asked_before(bodies in conversations()) {
+        for template in COPYING.iter().chain(&MORE) {
+            let (quick, full) = (prompts(template, true), prompts(template, false));
+            for body in bodies.iter().chain(&bodies) {
+                prop_assert_eq!(prompt(&quick, body).prompt, prompt(&full, body).prompt, "{}\n{}", template, body);
+            }
+            prop_assert_eq!(quick.templates.skeletons(0).1, COPYING.contains(template), "{}", template);
+        }
+    }
+}
+
+#[test]
+fn conversations_of_one_shape_share_a_skeleton() {
+    for template in COPYING {
+        let prompts = prompts(template, true);
+        for n in 0..10 {
+            let text = "word ".repeat(n + 1);
+            let body = json!({"messages": [{"role": "user", "content": format!("{n} {text}.")}]});
+            assert!(prompt(&prompts, &body).prompt.unwrap().text.contains(&text), "{template}");
+        }
+        assert_eq!(prompts.templates.skeletons(0), (1, true), "{template}");
+    }
+}
+
+#[test]
+fn skeletons_are_forgotten_before_they_fill_the_memory() {
+    let prompts = prompts(CHATML, true);
+    for n in 0..2000 {
+        let body = json!({"messages": [{"role": format!("role {n}"), "content": "x"}]});
+        assert!(prompt(&prompts, &body).prompt.is_ok());
+        assert!(prompts.templates.skeletons(0).0 <= 256);
+    }
+}

@@ -1,0 +1,96 @@
+//! Looks for several short literals in long text, without SIMD: the filter's module has none.
+
+use std::collections::BTreeMap;
+
+/// Literals to look for, by the byte that tells them best from other text.
+#[derive(Debug, Default)]
+pub(super) struct Needles {
+    by_byte: BTreeMap<u8, Vec<Needle>>,
+}
+
+#[derive(Debug)]
+struct Needle {
+    text: Box<[u8]>,
+    /// Where in it the byte is.
+    at: usize,
+}
+
+/// Bytes that are looked at together.
+const CHUNK: usize = 32;
+
+impl Needles {
+    /// Empty literals are left out.
+    pub fn new<'n>(literals: impl IntoIterator<Item = &'n str>) -> Self {
+        let mut needles = Self::default();
+        for literal in literals {
+            let bytes = literal.bytes().enumerate();
+            let Some((at, byte)) = bytes.min_by_key(|(_, byte)| frequency(*byte)) else { continue };
+            needles.by_byte.entry(byte).or_default().push(Needle { text: literal.as_bytes().into(), at });
+        }
+        needles
+    }
+
+    /// Whether any of them is in the text.
+    pub fn any_in(&self, text: &str) -> bool {
+        self.by_byte.iter().any(|(byte, needles)| {
+            let found = |at: usize| needles.iter().any(|needle| needle.lies_at(text.as_bytes(), at));
+            places(text.as_bytes(), *byte, found)
+        })
+    }
+}
+
+impl Needle {
+    fn lies_at(&self, text: &[u8], at: usize) -> bool {
+        at.checked_sub(self.at).and_then(|from| text.get(from..)).is_some_and(|rest| rest.starts_with(&self.text))
+    }
+}
+
+/// How common a byte is in prompts, roughly.
+fn frequency(byte: u8) -> u8 {
+    match byte {
+        b'e' | b't' | b'a' | b'o' | b'i' | b'n' | b's' | b'r' | b'h' | b'l' | b'd' | b' ' => 4,
+        b'a'..=b'z' | b'\n' | b',' | b'.' => 3,
+        b'A'..=b'Z' | b'0'..=b'9' | 0x80.. => 2,
+        b'-' | b'_' | b'"' | b'\'' | b'(' | b')' | b'*' => 1,
+        _ => 0,
+    }
+}
+
+/// Whether `found` is true of any place of this byte.
+fn places(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    let same = ONES * u64::from(byte);
+    let (chunks, rest) = text.as_chunks::<CHUNK>();
+    for (number, chunk) in chunks.iter().enumerate() {
+        let (words, _) = chunk.as_chunks::<8>();
+        let zero = words.iter().fold(0, |zero, word| {
+            let differing = u64::from_le_bytes(*word) ^ same;
+            zero | (differing.wrapping_sub(ONES) & !differing)
+        });
+        // May err towards true only.
+        if zero & (ONES << 7) != 0 {
+            let mut here = (number * CHUNK..).zip(chunk);
+            if here.any(|(at, b)| *b == byte && found(at)) {
+                return true;
+            }
+        }
+    }
+    (chunks.len() * CHUNK..).zip(rest).any(|(at, b)| *b == byte && found(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn finds_what_is_there_and_nothing_else(
+            literals in prop::collection::vec("[ab<é]{0,3}", 0..4),
+            text in "[ab<é\u{bb}\u{3d}]{0,80}",
+        ) {
+            let naive = literals.iter().any(|l| !l.is_empty() && text.contains(l.as_str()));
+            prop_assert_eq!(Needles::new(literals.iter().map(String::as_str)).any_in(&text), naive);
+        }
+    }
+}

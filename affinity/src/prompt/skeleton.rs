@@ -1,0 +1,219 @@
+//! Renderings remembered without their contents: what a template prints around messages that it only copies.
+//!
+//! A [`copying`](super::copying) template prints the same around contents of equal shape, whatever they say. The first
+//! rendering of a shape is done twice, once with marks in place of contents, and what is found between the marks
+//! serves every later request of that shape.
+//!
+//! **Invariant:** a skeleton is used only if, filled with the contents of the request that made it, it gave what the
+//! template gave. If it ever does not, no skeleton of that template is used again.
+
+use super::copying::Copying;
+use super::needles::Needles;
+use super::{Turn, Unknown};
+use std::collections::BTreeMap;
+
+/// Longer conversations are rendered in full, so that shapes stay small.
+const MAX_MESSAGES: usize = 512;
+/// Longer roles, or longer whitespace at an end that is cut, likewise.
+const MAX_WORD: usize = 32;
+/// Shapes and their skeletons per template; beyond either, all are forgotten.
+const MAX_SHAPES: usize = 256;
+const MAX_BYTES: usize = 512 * 1024;
+/// Begin and end a mark: private-use characters, no whitespace.
+pub(super) const MARK: [char; 2] = ['\u{F8E0}', '\u{F8E1}'];
+
+/// The skeletons of one template.
+pub(super) struct Skeletons {
+    /// `None`: the template does more than copy.
+    rules: Option<Rules>,
+    shapes: BTreeMap<Vec<u8>, Known>,
+    bytes: usize,
+    /// The shape being looked up; kept for its room.
+    shape: Vec<u8>,
+}
+
+struct Rules {
+    needles: Needles,
+    trims: bool,
+}
+
+/// What is known of a shape.
+enum Known {
+    Text(Skeleton),
+    /// The template refuses such messages.
+    Refused,
+    /// To be rendered in full: marks cannot stand for these contents.
+    Opaque,
+}
+
+/// Text and numbers of messages, in turns.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Skeleton {
+    text: String,
+    /// Where in `text` a content comes, and whose.
+    slots: Vec<(usize, usize)>,
+}
+
+impl Skeletons {
+    /// For a template that copies, or for one that does not.
+    pub fn new(copying: Option<Copying>) -> Self {
+        let rules =
+            copying.map(|c| Rules { needles: Needles::new(c.needles.iter().map(String::as_str)), trims: c.trims });
+        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new() }
+    }
+
+    /// The prompt of these messages. `render` has the template print them with other contents in place of theirs.
+    pub fn spell(
+        &mut self,
+        turns: &[Turn<'_>],
+        generation: bool,
+        render: impl Fn(&[&str]) -> Result<String, Unknown>,
+    ) -> Result<String, Unknown> {
+        let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_ref()).collect();
+        let Some(rules) = &self.rules else { return render(&contents) };
+        if !rules.shape(turns, generation, &mut self.shape) {
+            return render(&contents);
+        }
+        match self.shapes.get(&self.shape) {
+            Some(Known::Text(skeleton)) => Ok(skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c)))),
+            Some(Known::Refused) => Err(Unknown::Template),
+            Some(Known::Opaque) => render(&contents),
+            None => {
+                let rendered = render(&contents);
+                self.learn(&contents, &rendered, render);
+                rendered
+            }
+        }
+    }
+
+    fn learn(
+        &mut self,
+        contents: &[&str],
+        rendered: &Result<String, Unknown>,
+        render: impl Fn(&[&str]) -> Result<String, Unknown>,
+    ) {
+        let Some(rules) = &self.rules else { return };
+        let marked: Vec<String> = contents.iter().enumerate().map(|(n, c)| rules.marked(n, c)).collect();
+        let marked: Vec<&str> = marked.iter().map(String::as_str).collect();
+        let known = if marked.iter().any(|m| rules.needles.any_in(m)) {
+            Known::Opaque
+        } else {
+            match (render(&marked), rendered) {
+                (Ok(print), Ok(text)) => match Skeleton::of(&print, contents.len()) {
+                    None => Known::Opaque,
+                    Some(skeleton) => {
+                        if skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c))) != *text {
+                            return self.distrust();
+                        }
+                        Known::Text(skeleton)
+                    }
+                },
+                (Err(_), Err(_)) => Known::Refused,
+                _ => return self.distrust(),
+            }
+        };
+        let size = self.shape.len() + known.bytes();
+        if self.shapes.len() >= MAX_SHAPES || self.bytes + size > MAX_BYTES {
+            self.shapes.clear();
+            self.bytes = 0;
+        }
+        self.bytes += size;
+        self.shapes.insert(self.shape.clone(), known);
+    }
+
+    /// The template was taken for copying and is not.
+    fn distrust(&mut self) {
+        *self = Self::new(None);
+    }
+
+    /// How many shapes are known, and whether the template is still trusted to copy.
+    #[cfg(test)]
+    pub fn state(&self) -> (usize, bool) {
+        let texts = self.shapes.values().filter(|known| !matches!(known, Known::Opaque));
+        (texts.count(), self.rules.is_some())
+    }
+}
+
+impl Known {
+    fn bytes(&self) -> usize {
+        match self {
+            Known::Text(skeleton) => skeleton.text.len() + size_of_val(skeleton.slots.as_slice()),
+            Known::Refused | Known::Opaque => 0,
+        }
+    }
+}
+
+impl Rules {
+    /// Writes all of a conversation that the template's doings depend on. False: it depends on more.
+    fn shape(&self, turns: &[Turn<'_>], generation: bool, shape: &mut Vec<u8>) -> bool {
+        shape.clear();
+        shape.push(u8::from(generation));
+        let mut word = |word: &str| {
+            shape.push(word.len() as u8);
+            shape.extend_from_slice(word.as_bytes());
+            word.len() <= MAX_WORD
+        };
+        let mut known = turns.len() <= MAX_MESSAGES;
+        for turn in turns {
+            let content = turn.content.as_ref();
+            let (lead, core, trail) = self.parts(content);
+            known = known
+                && turn.name.is_none()
+                && word(&turn.role)
+                && word(lead)
+                && word(if core.is_empty() { "" } else { "core" })
+                && word(trail)
+                && !self.needles.any_in(content);
+        }
+        known && !turns.iter().any(|turn| turn.role.contains(MARK))
+    }
+
+    /// Whitespace that may be cut, what is copied, whitespace that may be cut.
+    fn parts<'c>(&self, content: &'c str) -> (&'c str, &'c str, &'c str) {
+        if !self.trims {
+            return ("", content, "");
+        }
+        let rest = content.trim_start();
+        let core = rest.trim_end();
+        let (lead, trail) = (content.len() - rest.len(), core.len());
+        (content.get(..lead).unwrap_or(""), core, rest.get(trail..).unwrap_or(""))
+    }
+
+    fn core<'c>(&self, content: &'c str) -> &'c str {
+        self.parts(content).1
+    }
+
+    /// A content of the same shape with a mark for its core.
+    fn marked(&self, number: usize, content: &str) -> String {
+        let (lead, core, trail) = self.parts(content);
+        if core.is_empty() { content.to_owned() } else { format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]) }
+    }
+}
+
+impl Skeleton {
+    /// Takes the marks out of what was printed with them. `None`: there is something like a mark that is none.
+    fn of(print: &str, messages: usize) -> Option<Self> {
+        let mut pieces = print.split(MARK[0]);
+        let mut skeleton = Self { text: pieces.next()?.to_owned(), slots: Vec::new() };
+        for piece in pieces {
+            let (number, text) = piece.split_once(MARK[1])?;
+            let number = number.parse().ok().filter(|n| *n < messages)?;
+            skeleton.slots.push((skeleton.text.len(), number));
+            skeleton.text.push_str(text);
+        }
+        (!skeleton.text.contains(MARK)).then_some(skeleton)
+    }
+
+    fn fill<'c>(&self, core: impl Fn(usize) -> &'c str) -> String {
+        let length = self.slots.iter().map(|(_, number)| core(*number).len()).sum::<usize>();
+        let mut filled = String::with_capacity(self.text.len() + length);
+        let mut from = 0;
+        for (to, number) in &self.slots {
+            filled.push_str(self.text.get(from..*to).unwrap_or(""));
+            filled.push_str(core(*number));
+            from = *to;
+        }
+        filled.push_str(self.text.get(from..).unwrap_or(""));
+        filled
+    }
+}
