@@ -7,17 +7,29 @@ use warmpath_tests::harness::{Client, Envoy, EnvoyConfig, EnvoyOptions, free_por
 
 use crate::backend::{Backend, ENDPOINT, addresses, answered_by};
 
-/// A shipped configuration in front of these addresses, without the filters named. What is tested so holds when the
-/// filter is taken out, or has let a request through without a word.
-async fn start_without(filters: &[&str], file: &str, engines: &[SocketAddr]) -> Envoy {
+/// A shipped configuration in front of these addresses, without the filter. What is tested so holds when the filter is
+/// taken out, or has let a request through without a word.
+async fn start_without_filter(file: &str, engines: &[SocketAddr]) -> Envoy {
+    Envoy::start(EnvoyOptions::new(without_filter(file, engines))).await.unwrap()
+}
+
+/// The same, and what clients say of the endpoint passes: they stand in for the filter.
+async fn start_with_clients_that_choose(engines: &[SocketAddr]) -> Envoy {
+    let mut config = without_filter("warmpath.yaml", engines);
+    let manager = config.at("/static_resources/listeners/0/filter_chains/0/filters/0/typed_config").unwrap();
+    manager.as_object_mut().unwrap().remove("early_header_mutation_extensions").expect("the header is stripped early");
+    Envoy::start(EnvoyOptions::new(config)).await.unwrap()
+}
+
+fn without_filter(file: &str, engines: &[SocketAddr]) -> EnvoyConfig {
     let mut config = EnvoyConfig::read(&repository().join("envoy").join(file)).unwrap();
     config.leave_ports_to_the_system().unwrap();
     config.set_endpoints("engines", engines).unwrap();
     let http_filters = config.http_filters().unwrap();
     let before = http_filters.len();
-    http_filters.retain(|filter| !filters.contains(&filter["name"].as_str().unwrap()));
-    assert_eq!(before - http_filters.len(), filters.len(), "{file} should have the filters {filters:?}");
-    Envoy::start(EnvoyOptions::new(config)).await.unwrap()
+    http_filters.retain(|filter| filter["name"] != "warmpath");
+    assert_eq!(before - http_filters.len(), 1, "{file} should have the filter");
+    config
 }
 
 #[tokio::test]
@@ -31,7 +43,7 @@ async fn envoy_accepts_every_shipped_configuration_with_the_module() {
 async fn a_client_cannot_choose_the_engine_even_without_the_filter() {
     for file in ["warmpath.yaml", "warmpath-buffer.yaml"] {
         let backends = Backend::start_some::<3>().await;
-        let envoy = start_without(&["warmpath"], file, &addresses(&backends)).await;
+        let envoy = start_without_filter(file, &addresses(&backends)).await;
         let (client, wanted) = (Client::new().unwrap(), backends[0].address.to_string());
         let mut answering = HashSet::new();
         for _ in 0..30 {
@@ -48,7 +60,7 @@ async fn a_client_cannot_choose_the_engine_even_without_the_filter() {
 #[tokio::test]
 async fn a_retry_walks_the_list_of_endpoints() {
     let backends = Backend::start_some::<3>().await;
-    let envoy = start_without(&["warmpath", "strip-client-routing"], "warmpath.yaml", &addresses(&backends)).await;
+    let envoy = start_with_clients_that_choose(&addresses(&backends)).await;
     let client = Client::new().unwrap();
     backends[0].answer_with(503);
     let list = format!("{},{}", backends[0].address, backends[1].address);
@@ -62,7 +74,7 @@ async fn a_retry_walks_the_list_of_endpoints() {
 #[tokio::test]
 async fn a_retry_beyond_the_list_takes_an_engine_not_yet_tried() {
     let backends = Backend::start_some::<3>().await;
-    let envoy = start_without(&["warmpath", "strip-client-routing"], "warmpath.yaml", &addresses(&backends)).await;
+    let envoy = start_with_clients_that_choose(&addresses(&backends)).await;
     let (client, list) = (Client::new().unwrap(), backends[0].address.to_string());
     backends[0].answer_with(503);
     for _ in 0..20 {
@@ -77,7 +89,7 @@ async fn a_long_body_survives_an_engine_that_refuses_connections() {
     let [backend] = Backend::start_some::<1>().await;
     let dead = free_port().unwrap();
     let engines = [dead, backend.address];
-    let envoy = start_without(&["warmpath", "strip-client-routing"], "warmpath.yaml", &engines).await;
+    let envoy = start_with_clients_that_choose(&engines).await;
     let (client, prompt) = (Client::new().unwrap(), "x".repeat(8 << 20));
     let headers = [(ENDPOINT, dead.to_string())];
     let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -88,7 +100,7 @@ async fn a_long_body_survives_an_engine_that_refuses_connections() {
 #[tokio::test]
 async fn an_endpoint_that_the_cluster_does_not_have_is_passed_over() {
     let [backend, stranger] = Backend::start_some::<2>().await;
-    let envoy = start_without(&["warmpath", "strip-client-routing"], "warmpath.yaml", &[backend.address]).await;
+    let envoy = start_with_clients_that_choose(&[backend.address]).await;
     let (client, list) = (Client::new().unwrap(), stranger.address.to_string());
     let reply = client.post(&envoy.url("/v1/completions"), &[(ENDPOINT, &list)], &"a prompt".into()).await.unwrap();
     assert_eq!(answered_by(&reply.json().unwrap()), backend.address);
