@@ -23,7 +23,7 @@ use warmpath_tests::harness::{
 };
 
 use cpu::Cores;
-use report::{Round, Sample, Size};
+use report::{Round, Sample, Size, Startup};
 
 /// Name, bytes of a body, and how many conversations there are of this size.
 const SIZES: [(&str, usize, u64); 3] = [("1kb", 1024, 32), ("30kb", 30 * 1024, 32), ("400kb", 400 * 1024, 8)];
@@ -61,6 +61,7 @@ struct Options {
 struct Bench {
     plain: Envoy,
     warm: Envoy,
+    startup: Startup,
     client: Client,
     // Held, as both end when dropped.
     _indexer: Indexer,
@@ -91,9 +92,9 @@ async fn main() -> Result<()> {
         let requests: Vec<Vec<u8>> = bodies.iter().map(|body| load::request(&body.to_string())).collect();
         results.push(bench.measure(name, &requests, &options).await?);
     }
-    report::print(&results);
+    report::print(&results, &bench.startup);
     if let Some(path) = &options.json {
-        let text = format!("{:#}\n", report::json(&results));
+        let text = format!("{:#}\n", report::json(&results, &bench.startup));
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
@@ -132,8 +133,10 @@ impl Bench {
         warm.set_endpoints("engines", backends)?;
         warm.set_endpoints("warmpath_indexer", &[indexer.address])?;
         let quiet = |config| EnvoyOptions { log_level: "warn", ..EnvoyOptions::new(config) };
-        let (plain, warm) = (Envoy::start(quiet(plain)).await?, Envoy::start(quiet(warm)).await?);
-        Ok(Self { plain, warm, client, _indexer: indexer, _engines: engines })
+        let (plain, warm) = (quiet(plain), quiet(warm));
+        let startup = Startup::measure(&plain, &warm).await?;
+        let (plain, warm) = (Envoy::start(plain).await?, Envoy::start(warm).await?);
+        Ok(Self { plain, warm, startup, client, _indexer: indexer, _engines: engines })
     }
 
     /// Waits until each conversation goes to the engine that holds it, for that reason, and all of it is a hit.

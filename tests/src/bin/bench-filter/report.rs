@@ -1,13 +1,42 @@
 //! Summing up: medians over rounds, for people and as JSON.
 
+use std::time::Instant;
+
+use anyhow::Result;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde_json::{Value, json};
+use warmpath_tests::harness::{Envoy, EnvoyOptions};
 
 /// Where the target applies: a long chat.
 const TARGET_SIZE: &str = "30kb";
 /// CPU per request, in multiples of plain Envoy's: what is wanted, and what would be good.
 const TARGET: f64 = 2.0;
 const STRETCH: f64 = 1.6;
+
+/// From starting Envoy until it serves, in seconds: the shortest of some starts, by turns.
+pub struct Startup {
+    pub plain: f64,
+    pub warm: f64,
+}
+
+impl Startup {
+    /// How often each is started.
+    const STARTS: usize = 3;
+    /// What the module may add, mostly Envoy compiling it.
+    const MAY_ADD: f64 = 1.0;
+
+    pub async fn measure(plain: &EnvoyOptions, warm: &EnvoyOptions) -> Result<Self> {
+        let mut least = Self { plain: f64::MAX, warm: f64::MAX };
+        for _ in 0..Self::STARTS {
+            for (options, seconds) in [(plain, &mut least.plain), (warm, &mut least.warm)] {
+                let start = Instant::now();
+                let _envoy = Envoy::start(options.clone()).await?;
+                *seconds = seconds.min(start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(least)
+    }
+}
 
 /// One proxy in one round.
 pub struct Sample {
@@ -56,7 +85,7 @@ impl Size {
 }
 
 /// Prints a table, and whether the target was met.
-pub fn print(sizes: &[Size]) {
+pub fn print(sizes: &[Size], startup: &Startup) {
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY);
     table.set_header([
@@ -92,6 +121,14 @@ pub fn print(sizes: &[Size]) {
     println!(
         "One Envoy worker on a core of its own. CPU: all threads of the Envoy process, user and kernel, by /proc/PID/task/*/schedstat."
     );
+    let added = startup.warm - startup.plain;
+    println!(
+        "Start-up: {:.2} s, with Warmpath {:.2} s. Target: at most {} s more: {}.",
+        startup.plain,
+        startup.warm,
+        Startup::MAY_ADD,
+        if added <= Startup::MAY_ADD { "met" } else { "NOT met" }
+    );
     if let Some(size) = sizes.iter().find(|size| size.name == TARGET_SIZE) {
         let (ratio, ..) = size.ratio();
         let verdict = |met: bool| if met { "met" } else { "NOT met" };
@@ -104,7 +141,7 @@ pub fn print(sizes: &[Size]) {
 }
 
 /// The same, by size.
-pub fn json(sizes: &[Size]) -> Value {
+pub fn json(sizes: &[Size], startup: &Startup) -> Value {
     let proxy = |size: &Size, of: fn(&Round) -> &Sample| {
         let median = |field: fn(&Sample) -> f64| size.median(|round| field(of(round)));
         json!({
@@ -126,5 +163,7 @@ pub fn json(sizes: &[Size]) -> Value {
             "rounds": size.rounds.len(),
         })
     };
-    Value::Object(sizes.iter().map(|size| (size.name.clone(), one(size))).collect())
+    let startup = json!({"envoy_s": startup.plain, "warmpath_s": startup.warm});
+    let sizes = sizes.iter().map(|size| (size.name.clone(), one(size)));
+    Value::Object(sizes.chain([("startup".to_owned(), startup)]).collect())
 }
