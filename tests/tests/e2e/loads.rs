@@ -91,3 +91,41 @@ async fn every_charge_is_given_back_once_under_concurrent_traffic() {
     .await
     .unwrap();
 }
+
+/// With the engines' events held back, all that the second gateway can know comes from the first one's placements.
+#[tokio::test]
+async fn placements_and_loads_reach_other_gateways() {
+    let first = Stack::start(StackOptions { engines: 3, ..StackOptions::default() }).await.unwrap();
+    for e in &first.engines {
+        e.configure(&json!({"events_paused": true})).await.unwrap();
+    }
+    let mut config = EnvoyConfig::shipped("warmpath.yaml").unwrap();
+    let addresses: Vec<_> = first.engines.iter().map(|e| e.address).collect();
+    config.set_endpoints("engines", &addresses).unwrap();
+    config.set_endpoints("warmpath_indexer", &[first.indexer.address]).unwrap();
+    let second = Envoy::start(EnvoyOptions::new(config)).await.unwrap();
+    let indexer = &first.indexer;
+    eventually("the indexer counts two gateways", Duration::from_secs(10), async || {
+        Ok(indexer.metrics().await?.lines().any(|line| line == "warmpath_gateways 2"))
+    })
+    .await
+    .unwrap();
+    // Each gateway must have heard that it is not alone before it tells of its placements.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+
+    let ask = async |envoy: &Envoy, tenant: u64| {
+        let body = chat(&text(500 + tenant, 200), "q", 1);
+        engine(&first.client.post(&envoy.url(CHAT), &[], &body).await.unwrap())
+    };
+    let mut homes = Vec::new();
+    for tenant in 0..12 {
+        homes.push(ask(&first.envoy, tenant).await);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // In another order, so that spreading alone would not come out the same.
+    for tenant in (0..12).rev() {
+        assert_eq!(ask(&second, tenant).await, homes[tenant as usize], "tenant {tenant}");
+    }
+    let predicted = second.stat("wasmcustom.warmpath.default.decisions.predicted").await.unwrap();
+    assert!(predicted >= 10, "{predicted} of 12 by placements of the other gateway");
+}
