@@ -1,7 +1,7 @@
 //! A request's body, as far as its prompt depends on it.
 
 use super::Unknown;
-use minijinja::Value;
+use super::lift::Lifted;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
@@ -12,7 +12,8 @@ use std::fmt;
 pub(super) struct Body<'a> {
     #[serde(default, borrow)]
     pub model: Option<Cow<'a, str>>,
-    pub prompt: Option<PromptField>,
+    #[serde(borrow)]
+    pub prompt: Option<PromptField<'a>>,
     #[serde(borrow)]
     pub messages: Option<Vec<Message<'a>>>,
     #[serde(default, borrow)]
@@ -34,8 +35,9 @@ pub(super) struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    pub fn read(body: &'a [u8]) -> Result<Self, Unknown> {
-        serde_json::from_slice(body).map_err(|_| Unknown::Malformed)
+    /// `lifted` is what [`Lifted::of`] made of `body`.
+    pub fn read(body: &'a [u8], lifted: Option<&'a Lifted>) -> Result<Self, Unknown> {
+        serde_json::from_slice(lifted.map_or(body, |lifted| &lifted.body)).map_err(|_| Unknown::Malformed)
     }
 
     /// The first field whose effect on prompt or cache is not reproduced.
@@ -65,7 +67,8 @@ pub(super) struct Message<'a> {
     role: Cow<'a, str>,
     #[serde(default, borrow)]
     content: Content<'a>,
-    name: Option<Value>,
+    #[serde(borrow)]
+    name: Option<Borrowable<'a>>,
     tool_calls: Option<IgnoredAny>,
     reasoning: Option<IgnoredAny>,
     reasoning_content: Option<IgnoredAny>,
@@ -75,11 +78,11 @@ pub(super) struct Message<'a> {
 pub(super) struct Turn<'a> {
     pub role: Cow<'a, str>,
     pub content: Cow<'a, str>,
-    pub name: Option<Value>,
+    pub name: Option<Cow<'a, str>>,
 }
 
 impl<'a> Message<'a> {
-    pub fn into_turn(self) -> Result<Turn<'a>, Unknown> {
+    pub fn into_turn(self, lifted: Option<&'a Lifted>) -> Result<Turn<'a>, Unknown> {
         match self.role.as_ref() {
             // Merged into other messages, or given fields we do not build yet.
             "developer" => return Err(Unknown::Feature("developer")),
@@ -91,20 +94,33 @@ impl<'a> Message<'a> {
             _ => {}
         }
         let content = match self.content {
-            Content::Text(text) => text,
+            Content::Text(text) => resolved(text, lifted),
+            Content::Parts(parts) => {
+                let parts = parts.into_iter().map(|part| resolved(part, lifted));
+                Cow::Owned(parts.collect::<Vec<_>>().join("\n"))
+            }
             Content::Absent => Cow::Borrowed(""),
             Content::Media => return Err(Unknown::Feature("media")),
         };
-        Ok(Turn { role: self.role, content, name: self.name })
+        Ok(Turn { role: self.role, content, name: self.name.map(|Borrowable(name)| name) })
     }
 }
 
-/// A message's content: text, or text parts joined by newlines.
+fn resolved<'a>(text: Cow<'a, str>, lifted: Option<&'a Lifted>) -> Cow<'a, str> {
+    match lifted {
+        Some(lifted) => lifted.text(text),
+        None => text,
+    }
+}
+
+/// A message's content. Its texts may have been [lifted](Lifted).
 #[derive(Default)]
 enum Content<'a> {
     #[default]
     Absent,
     Text(Cow<'a, str>),
+    /// To be joined by newlines.
+    Parts(Vec<Cow<'a, str>>),
     /// Holds a part that is not text.
     Media,
 }
@@ -133,13 +149,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content<'de>, A::Error> {
                 let (mut texts, mut media) = (Vec::new(), false);
-                while let Some(part) = parts.next_element::<Part>()? {
-                    match (part.kind.as_str(), part.text) {
-                        ("text" | "input_text" | "output_text", Some(text)) => texts.push(text),
+                while let Some(part) = parts.next_element::<Part<'de>>()? {
+                    match (part.kind.as_ref(), part.text) {
+                        ("text" | "input_text" | "output_text", Some(Borrowable(text))) => texts.push(text),
                         _ => media = true,
                     }
                 }
-                Ok(if media { Content::Media } else { Content::Text(Cow::Owned(texts.join("\n"))) })
+                Ok(if media { Content::Media } else { Content::Parts(texts) })
             }
         }
         from.deserialize_any(Visit)
@@ -147,44 +163,63 @@ impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
 }
 
 #[derive(Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
+struct Part<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    text: Option<Borrowable<'a>>,
 }
 
+/// Serde borrows no optional text by itself.
+#[derive(Deserialize)]
+struct Borrowable<'a>(#[serde(borrow)] Cow<'a, str>);
+
 /// A completions prompt.
-pub(super) enum PromptField {
-    Text(String),
+pub(super) enum PromptField<'a> {
+    /// May have been [lifted](Lifted).
+    Text(Cow<'a, str>),
     /// Token ids, or several prompts in one call, or something no engine takes.
     Other,
 }
 
-impl<'de> Deserialize<'de> for PromptField {
+impl<'de: 'a, 'a> Deserialize<'de> for PromptField<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Visit;
         impl<'de> Visitor<'de> for Visit {
-            type Value = PromptField;
+            type Value = PromptField<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a prompt")
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<PromptField, E> {
-                Ok(PromptField::Text(text.to_owned()))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<PromptField<'de>, E> {
+                Ok(PromptField::Text(Cow::Borrowed(text)))
             }
 
-            fn visit_u64<E>(self, _: u64) -> Result<PromptField, E> {
+            fn visit_str<E>(self, text: &str) -> Result<PromptField<'de>, E> {
+                Ok(PromptField::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<PromptField<'de>, E> {
                 Ok(PromptField::Other)
             }
 
             /// Several prompts go to one engine; the first stands for all.
-            fn visit_seq<A: SeqAccess<'de>>(self, mut prompts: A) -> Result<PromptField, A::Error> {
-                let first = prompts.next_element::<PromptField>()?.unwrap_or(PromptField::Other);
+            fn visit_seq<A: SeqAccess<'de>>(self, mut prompts: A) -> Result<PromptField<'de>, A::Error> {
+                let first = prompts.next_element::<PromptField<'de>>()?.unwrap_or(PromptField::Other);
                 while prompts.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(first)
             }
         }
         from.deserialize_any(Visit)
+    }
+}
+
+impl<'a> PromptField<'a> {
+    pub fn into_text(self, lifted: Option<&'a Lifted>) -> Option<Cow<'a, str>> {
+        match self {
+            PromptField::Text(text) => Some(resolved(text, lifted)),
+            PromptField::Other => None,
+        }
     }
 }

@@ -31,7 +31,7 @@ const GEMMA: &str = "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%
 const MANIFOLD: &str = "{%- macro turn(role, text='none') -%}<{{ role }}>{% if text %}{{ text.strip() ~ '!' }}{% endif \
     %}{%- endmacro -%}{%- set ns = namespace(last='', seen=0) -%}{%- for m in messages | rejectattr('role', 'equalto', \
     'odd') -%}{%- set body -%}[{{ m.get('content', 'x') | default('y') }}]{%- endset -%}{%- set ns.seen = ns.seen + 1 \
-    -%}{{ turn(m.role, text=m.content) }}{{ body | trim }}{{ turn(text=ns.last, role='was') }}{%- set ns.last = \
+    -%}{{ turn(m.role, text=m.content) }}{{ m.name }}{{ body | trim }}{{ turn(text=ns.last, role='was') }}{%- set ns.last = \
     m.content -%}{%- if m.content == 'yes' or 'mag' in m.content or m.content.endswith('?') -%}*{%- elif not m.content \
     -%}-{%- endif -%}{{ m.content.replace('&', 'and').split('##')[-1].lstrip('\n') }}{{ m.content.count('<|') }}\
     {%- if loop.previtem is defined and loop.previtem.content -%}^{%- endif -%}{%- endfor -%}{{ ns.seen }}\

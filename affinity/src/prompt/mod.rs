@@ -10,13 +10,16 @@ mod body;
 mod copying;
 #[cfg(test)]
 mod equivalence;
+mod lift;
 mod needles;
+mod scan;
 mod skeleton;
 mod templates;
 
 use crate::fingerprint::{Fingerprint, root};
 use crate::fleet::{Profile, Profiles};
-use body::{Body, Message, PromptField, Turn};
+use body::{Body, Turn};
+use lift::Lifted;
 use needles::Needles;
 use std::fmt;
 use templates::Templates;
@@ -129,13 +132,14 @@ impl Prompts {
     /// Reads a request's body.
     #[must_use]
     pub fn read(&self, api: Api, body: &[u8]) -> Asked {
-        match Body::read(body) {
+        let lifted = Lifted::of(body);
+        match Body::read(body, lifted.as_ref()) {
             Err(_) => Asked { model: None, prompt: Err(Unknown::Malformed) },
             Ok(body) => {
                 let found = self.find(body.model.as_deref());
                 let prompt = match found {
                     None => Err(Unknown::Model),
-                    Some((number, name)) => self.spell(api, body, number, name),
+                    Some((number, name)) => self.spell(api, body, lifted.as_ref(), number, name),
                 };
                 Asked { model: found.map(|(number, _)| number), prompt }
             }
@@ -157,7 +161,14 @@ impl Prompts {
         })
     }
 
-    fn spell(&self, api: Api, body: Body<'_>, model: u16, namespace: &str) -> Result<Canonical, Unknown> {
+    fn spell<'a>(
+        &self,
+        api: Api,
+        body: Body<'a>,
+        lifted: Option<&'a Lifted>,
+        model: u16,
+        namespace: &str,
+    ) -> Result<Canonical, Unknown> {
         let profile = self.profile(model).ok_or(Unknown::Model)?;
         if profile.opaque {
             return Err(Unknown::Feature("tokenizer"));
@@ -165,8 +176,8 @@ impl Prompts {
         body.unreproduced().map_or(Ok(()), |what| Err(Unknown::Feature(what)))?;
         let root = root(namespace, body.cache_salt.as_deref());
         let text = match api {
-            Api::Completions => complete(profile, body)?,
-            Api::Chat => self.render(profile, model, body)?,
+            Api::Completions => complete(profile, body, lifted)?,
+            Api::Chat => self.render(profile, model, body, lifted)?,
         };
         if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
             return Err(Unknown::Feature("token_whitespace"));
@@ -174,12 +185,21 @@ impl Prompts {
         Ok(Canonical { root, text })
     }
 
-    fn render(&self, profile: &Profile, model: u16, body: Body<'_>) -> Result<String, Unknown> {
+    fn render<'a>(
+        &self,
+        profile: &Profile,
+        model: u16,
+        body: Body<'a>,
+        lifted: Option<&'a Lifted>,
+    ) -> Result<String, Unknown> {
         if body.add_special_tokens == Some(true) {
             return Err(Unknown::Feature("add_special_tokens"));
         }
         let messages = body.messages.ok_or(Unknown::Malformed)?;
-        let turns = messages.into_iter().map(Message::into_turn).collect::<Result<Vec<Turn<'_>>, Unknown>>()?;
+        let turns = messages
+            .into_iter()
+            .map(|message| message.into_turn(lifted))
+            .collect::<Result<Vec<Turn<'_>>, Unknown>>()?;
         self.templates.render(model, profile, &turns, body.add_generation_prompt.unwrap_or(true))
     }
 }
@@ -190,14 +210,13 @@ impl fmt::Debug for Prompts {
     }
 }
 
-fn complete(profile: &Profile, body: Body<'_>) -> Result<String, Unknown> {
-    let PromptField::Text(text) = body.prompt.ok_or(Unknown::Malformed)? else {
-        return Err(Unknown::Feature("token_ids"));
-    };
+fn complete<'a>(profile: &Profile, body: Body<'a>, lifted: Option<&'a Lifted>) -> Result<String, Unknown> {
+    let prompt = body.prompt.ok_or(Unknown::Malformed)?;
+    let text = prompt.into_text(lifted).ok_or(Unknown::Feature("token_ids"))?;
     if profile.completion_prefix.is_empty() || body.add_special_tokens == Some(false) {
-        return Ok(text);
+        return Ok(text.into_owned());
     }
-    Ok([profile.completion_prefix.as_str(), text.as_str()].concat())
+    Ok([profile.completion_prefix.as_str(), text.as_ref()].concat())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Looks for several short literals in long text, without SIMD: the filter's module has none.
+//! Looks for several short literals in long text.
 
+use super::scan::any_place;
 use std::collections::BTreeMap;
 
 /// Literals to look for, by the byte that tells them best from other text.
@@ -14,9 +15,6 @@ struct Needle {
     /// Where in it the byte is.
     at: usize,
 }
-
-/// Bytes that are looked at together.
-const CHUNK: usize = 32;
 
 impl Needles {
     /// Empty literals are left out.
@@ -34,7 +32,7 @@ impl Needles {
     pub fn any_in(&self, text: &str) -> bool {
         self.by_byte.iter().any(|(byte, needles)| {
             let found = |at: usize| needles.iter().any(|needle| needle.lies_at(text.as_bytes(), at));
-            places(text.as_bytes(), *byte, found)
+            any_place(text.as_bytes(), *byte, found)
         })
     }
 }
@@ -54,28 +52,6 @@ fn frequency(byte: u8) -> u8 {
         b'-' | b'_' | b'"' | b'\'' | b'(' | b')' | b'*' => 1,
         _ => 0,
     }
-}
-
-/// Whether `found` is true of any place of this byte.
-fn places(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
-    const ONES: u64 = u64::MAX / 255;
-    let same = ONES * u64::from(byte);
-    let (chunks, rest) = text.as_chunks::<CHUNK>();
-    for (number, chunk) in chunks.iter().enumerate() {
-        let (words, _) = chunk.as_chunks::<8>();
-        let zero = words.iter().fold(0, |zero, word| {
-            let differing = u64::from_le_bytes(*word) ^ same;
-            zero | (differing.wrapping_sub(ONES) & !differing)
-        });
-        // May err towards true only.
-        if zero & (ONES << 7) != 0 {
-            let mut here = (number * CHUNK..).zip(chunk);
-            if here.any(|(at, b)| *b == byte && found(at)) {
-                return true;
-            }
-        }
-    }
-    (chunks.len() * CHUNK..).zip(rest).any(|(at, b)| *b == byte && found(at))
 }
 
 #[cfg(test)]

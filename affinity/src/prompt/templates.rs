@@ -81,8 +81,11 @@ fn print(
 ) -> Result<String, Unknown> {
     let message = |(turn, content): (&Turn<'_>, &&str)| {
         let content = Value::from(*content);
-        let fields =
-            [("role", Some(Value::from(turn.role.as_ref()))), ("content", Some(content)), ("name", turn.name.clone())];
+        let fields = [
+            ("role", Some(Value::from(turn.role.as_ref()))),
+            ("content", Some(content)),
+            ("name", turn.name.as_deref().map(Value::from)),
+        ];
         Value::from_pairs(fields.into_iter().filter_map(|(k, v)| Some((Value::from(k), v?))))
     };
     let messages: Vec<Value> = turns.iter().zip(contents).map(message).collect();
