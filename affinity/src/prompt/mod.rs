@@ -1,7 +1,8 @@
 //! A request's canonical bytes: the text that the engine's tokens will spell.
 //!
 //! Completions prompts are taken as they are, behind the BOS text where the tokenizer adds one; chat is rendered with
-//! the model's own template, set up as transformers sets up Jinja.
+//! the model's own template, set up as transformers sets up Jinja. What a template prints around contents that it only
+//! copies is remembered (`skeleton`), and so rendered once per shape of conversation.
 //!
 //! **Invariant:** what cannot be known exactly is not guessed. A wrong prediction is worse than none, so every field
 //! that changes the prompt in a way this module does not reproduce makes the prompt [`Unknown`], with its reason.
@@ -57,7 +58,7 @@ pub enum Unknown {
     Model,
     /// The request uses a feature whose effect on the prompt is not reproduced; the word names it.
     Feature(&'static str),
-    /// The model's template could not be compiled, or refused these messages.
+    /// The model's template could not be compiled, refused these messages, or uses what chat templates do not.
     Template,
 }
 
