@@ -81,23 +81,24 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
     }
 
     let mut prefixes = Vec::new();
-    let (unknown, length) = match &asked.prompt {
+    let (unknown, length, last) = match &asked.prompt {
         Ok(prompt) => {
             fingerprints(fleet.stride, prompt.root, prompt.text.as_bytes(), &mut prefixes);
-            (None, prompt.text.len())
+            (None, prompt.text.len(), prompt.last)
         }
         // The raw body stands in for the prompt, in a namespace of its own: enough to send what begins alike to
         // the same place, and no table entry can ever match it.
         Err(why) => {
             fingerprints(fleet.stride, root("\0raw body", None), body, &mut prefixes);
-            (Some(*why), body.len())
+            (Some(*why), body.len(), 0)
         }
     };
 
     let table_fresh = now_ms.saturating_sub(inputs.heard_ms) <= config.stale_after_ms;
     let matches = match known.layout() {
         Some(layout) if table_fresh && unknown.is_none() => {
-            lookup(&prefixes, layout, |page| host::shared(&keys.page(page)).map(|(bytes, _)| bytes))
+            let likely = length.saturating_sub(last) / fleet.stride.bytes();
+            lookup(&prefixes, layout, likely as u32, |page| host::shared(&keys.page(page)).map(|(bytes, _)| bytes))
         }
         _ => Vec::new(),
     };

@@ -91,6 +91,8 @@ pub struct Canonical {
     pub root: Fingerprint,
     /// The text that the engine's tokens will spell.
     pub text: String,
+    /// Bytes of the last message's content: the engine has probably seen all before it.
+    pub last: usize,
 }
 
 /// Profiles made ready: names resolved, templates compiled. One per VM, built anew when the profiles change.
@@ -176,14 +178,14 @@ impl Prompts {
         }
         body.unreproduced().map_or(Ok(()), |what| Err(Unknown::Feature(what)))?;
         let root = root(namespace, body.cache_salt.as_deref());
-        let text = match api {
-            Api::Completions => complete(profile, body, lifted)?,
+        let (text, last) = match api {
+            Api::Completions => (complete(profile, body, lifted)?, 0),
             Api::Chat => self.render(profile, model, body, lifted)?,
         };
         if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
             return Err(Unknown::Feature("token_whitespace"));
         }
-        Ok(Canonical { root, text })
+        Ok(Canonical { root, text, last })
     }
 
     fn render<'a>(
@@ -192,7 +194,7 @@ impl Prompts {
         model: u16,
         body: Body<'a>,
         lifted: Option<&'a Lifted>,
-    ) -> Result<String, Unknown> {
+    ) -> Result<(String, usize), Unknown> {
         if body.add_special_tokens == Some(true) {
             return Err(Unknown::Feature("add_special_tokens"));
         }
@@ -201,7 +203,9 @@ impl Prompts {
             .into_iter()
             .map(|message| message.into_turn(lifted))
             .collect::<Result<Vec<Turn<'_>>, Unknown>>()?;
-        self.templates.render(model, profile, &turns, body.add_generation_prompt.unwrap_or(true))
+        let last = turns.last().map_or(0, |turn| turn.content.len());
+        let text = self.templates.render(model, profile, &turns, body.add_generation_prompt.unwrap_or(true))?;
+        Ok((text, last))
     }
 }
 
