@@ -94,10 +94,10 @@ impl<'a> Message<'a> {
             _ => {}
         }
         let content = match self.content {
-            Content::Text(text) => resolved(text, lifted),
+            Content::Text(text) => resolved(text, lifted)?,
             Content::Parts(parts) => {
                 let parts = parts.into_iter().map(|part| resolved(part, lifted));
-                Cow::Owned(parts.collect::<Vec<_>>().join("\n"))
+                Cow::Owned(parts.collect::<Result<Vec<_>, _>>()?.join("\n"))
             }
             Content::Absent => Cow::Borrowed(""),
             Content::Media => return Err(Unknown::Feature("media")),
@@ -106,10 +106,10 @@ impl<'a> Message<'a> {
     }
 }
 
-fn resolved<'a>(text: Cow<'a, str>, lifted: Option<&'a Lifted>) -> Cow<'a, str> {
+fn resolved<'a>(text: Cow<'a, str>, lifted: Option<&'a Lifted>) -> Result<Cow<'a, str>, Unknown> {
     match lifted {
-        Some(lifted) => lifted.text(text),
-        None => text,
+        Some(lifted) => lifted.text(text).ok_or(Unknown::Malformed),
+        None => Ok(text),
     }
 }
 
@@ -216,10 +216,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for PromptField<'a> {
 }
 
 impl<'a> PromptField<'a> {
-    pub fn into_text(self, lifted: Option<&'a Lifted>) -> Option<Cow<'a, str>> {
+    pub fn into_text(self, lifted: Option<&'a Lifted>) -> Result<Cow<'a, str>, Unknown> {
         match self {
-            PromptField::Text(text) => Some(resolved(text, lifted)),
-            PromptField::Other => None,
+            PromptField::Text(text) => resolved(text, lifted),
+            PromptField::Other => Err(Unknown::Feature("token_ids")),
         }
     }
 }

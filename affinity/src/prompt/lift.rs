@@ -5,7 +5,7 @@
 //! text has been replaced by a string that names it. One string takes the place of another, so whether the body is
 //! JSON of the right shape does not change. A body with anything unusual in it is left as it is.
 
-use super::scan::{BLOCK, copy_plain};
+use super::scan::{BLOCK, copy_text, simple_escape};
 use std::borrow::Cow;
 
 /// Begins the strings that name texts. No string of the body itself does: such a body is left as it is.
@@ -19,7 +19,8 @@ const FIELDS: [&[u8]; 3] = [b"content", b"text", b"prompt"];
 #[derive(Debug, Default)]
 pub(super) struct Lifted {
     pub body: Vec<u8>,
-    texts: String,
+    /// As they stood in the body: not yet known to be UTF-8.
+    texts: Vec<u8>,
     /// Where each text ends in `texts`.
     ends: Vec<usize>,
 }
@@ -58,19 +59,17 @@ impl Lifted {
         }
         rest.extend_from_slice(body.get(copied..)?);
         reader.texts.truncate(reader.end);
-        let texts = String::from_utf8(reader.texts).ok()?;
-        // Each text must be UTF-8 by itself.
-        ends.iter().all(|end| texts.is_char_boundary(*end)).then_some(Self { body: rest, texts, ends })
+        Some(Self { body: rest, texts: reader.texts, ends })
     }
 
-    /// The text that a parsed string names, or is.
-    pub fn text<'a>(&'a self, string: Cow<'a, str>) -> Cow<'a, str> {
+    /// The text that a parsed string names, or is; `None` if it is no UTF-8.
+    pub fn text<'a>(&'a self, string: Cow<'a, str>) -> Option<Cow<'a, str>> {
         let Some(number) = string.strip_prefix(TAG).and_then(|number| number.parse::<usize>().ok()) else {
-            return string;
+            return Some(string);
         };
         let start = number.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied());
-        let range = start.zip(self.ends.get(number).copied());
-        range.and_then(|(from, to)| self.texts.get(from..to)).map_or(string, Cow::Borrowed)
+        let text = start.zip(self.ends.get(number).copied()).and_then(|(from, to)| self.texts.get(from..to))?;
+        simdutf8::basic::from_utf8(text).ok().map(Cow::Borrowed)
     }
 }
 
@@ -100,9 +99,9 @@ impl<'b> Reader<'b> {
     /// Appends a string, of which the quote has been read, to the texts, and stops at its other quote.
     fn unescape(&mut self) -> Option<()> {
         loop {
-            let plain = copy_plain(self.body.get(self.at..)?, self.texts.get_mut(self.end..)?);
-            self.at += plain;
-            self.end += plain;
+            let (read, written) = copy_text(self.body.get(self.at..)?, self.texts.get_mut(self.end..)?);
+            self.at += read;
+            self.end += written;
             match *self.body.get(self.at)? {
                 b'"' => return Some(()),
                 b'\\' if self.body.get(self.at + 1) == Some(&b'u') => self.unicode()?,
@@ -146,19 +145,6 @@ impl<'b> Reader<'b> {
     }
 }
 
-/// What a letter behind a backslash stands for.
-fn simple_escape(letter: u8) -> Option<u8> {
-    Some(match letter {
-        b'"' | b'\\' | b'/' => letter,
-        b'n' => b'\n',
-        b't' => b'\t',
-        b'r' => b'\r',
-        b'b' => 0x08,
-        b'f' => 0x0c,
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,16 +153,17 @@ mod tests {
 
     /// What the body says once its texts are back in their places.
     fn put_back(lifted: &Lifted) -> Option<Value> {
-        fn walk(value: &mut Value, lifted: &Lifted) {
+        fn walk(value: &mut Value, lifted: &Lifted) -> Option<()> {
             match value {
-                Value::String(s) => *s = lifted.text(Cow::Borrowed(s)).into_owned(),
-                Value::Array(items) => items.iter_mut().for_each(|item| walk(item, lifted)),
-                Value::Object(fields) => fields.values_mut().for_each(|field| walk(field, lifted)),
+                Value::String(s) => *s = lifted.text(Cow::Borrowed(s))?.into_owned(),
+                Value::Array(items) => items.iter_mut().try_for_each(|item| walk(item, lifted))?,
+                Value::Object(fields) => fields.values_mut().try_for_each(|field| walk(field, lifted))?,
                 _ => {}
             }
+            Some(())
         }
         let mut value = serde_json::from_slice(&lifted.body).ok()?;
-        walk(&mut value, lifted);
+        walk(&mut value, lifted)?;
         Some(value)
     }
 
@@ -271,7 +258,7 @@ mod tests {
         let body =
             format!(r#"{{"messages":[{{"role":"user","content":"{}\n\u00e9\ud83d\ude42"}}]}}"#, "word ".repeat(9));
         let lifted = Lifted::of(body.as_bytes()).unwrap();
-        assert_eq!(lifted.texts, format!("{}\né🙂", "word ".repeat(9)));
+        assert_eq!(lifted.texts, format!("{}\né🙂", "word ".repeat(9)).into_bytes());
         assert_eq!(lifted.body, "{\"messages\":[{\"role\":\"user\",\"content\":\"\u{F8E2}0\"}]}".as_bytes());
     }
 }

@@ -217,7 +217,7 @@ impl fmt::Debug for Prompts {
 
 fn complete<'a>(profile: &Profile, body: Body<'a>, lifted: Option<&'a Lifted>) -> Result<String, Unknown> {
     let prompt = body.prompt.ok_or(Unknown::Malformed)?;
-    let text = prompt.into_text(lifted).ok_or(Unknown::Feature("token_ids"))?;
+    let text = prompt.into_text(lifted)?;
     if profile.completion_prefix.is_empty() || body.add_special_tokens == Some(false) {
         return Ok(text.into_owned());
     }

@@ -7,24 +7,49 @@ pub(super) const BLOCK: usize = 16;
 /// The same where only their presence matters.
 const CHUNK: usize = 4 * BLOCK;
 
-/// Copies JSON text up to the first quote, backslash or control character, or to less than a block before an end. How
-/// many bytes come before that; behind them, `to` may be overwritten for a block.
+/// Copies the text of a JSON string, with its short escapes resolved, up to its quote, a `\u` escape, a wrong character,
+/// or to less than a block before an end. How many bytes were read, and how many written; behind these, `to` may be
+/// overwritten for a block.
+///
+/// Escapes are resolved here, within the loop: prompts have one every line, and leaving the loop for each took as long
+/// as all the copying.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn copy_plain(from: &[u8], to: &mut [u8]) -> usize {
-    let (blocks, _) = from.as_chunks();
-    let (copies, _) = to.as_chunks_mut::<BLOCK>();
-    let mut plain = 0;
-    for (block, copy) in blocks.iter().zip(copies) {
+pub(super) fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
+    let (mut read, mut written) = (0, 0);
+    loop {
+        let block = from.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>);
+        let copy = to.get_mut(written..).and_then(<[u8]>::first_chunk_mut::<BLOCK>);
+        let (Some(block), Some(copy)) = (block, copy) else { return (read, written) };
         let words = words(block);
         for (word, copy) in words.iter().zip(copy.as_chunks_mut().0) {
             *copy = word.to_le_bytes();
         }
-        if let Some(before) = before_special(words) {
-            return plain + before;
-        }
-        plain += BLOCK;
+        let Some(plain) = before_special(words) else {
+            read += BLOCK;
+            written += BLOCK;
+            continue;
+        };
+        read += plain;
+        written += plain;
+        let escape = (from.get(read), from.get(read + 1).and_then(|letter| simple_escape(*letter)));
+        let ((Some(b'\\'), Some(byte)), Some(to)) = (escape, to.get_mut(written)) else { return (read, written) };
+        *to = byte;
+        read += 2;
+        written += 1;
     }
-    plain
+}
+
+/// What a letter behind a backslash stands for; `u` stands for nothing by itself.
+pub(super) fn simple_escape(letter: u8) -> Option<u8> {
+    Some(match letter {
+        b'n' => b'\n',
+        b'"' | b'\\' | b'/' => letter,
+        b't' => b'\t',
+        b'r' => b'\r',
+        b'b' => 0x08,
+        b'f' => 0x0c,
+        _ => return None,
+    })
 }
 
 /// Whether `found` is true of any place of a byte.
