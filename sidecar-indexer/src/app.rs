@@ -161,3 +161,52 @@ impl App {
 fn unix_now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::events;
+    use crate::fleet::Fleet;
+    use crate::index::{Index, Options};
+    use crate::stream::Message;
+    use crate::tokens::Vocabulary;
+    use affinity::fleet::Profiles;
+    use affinity::{Stride, Tier};
+    use rmpv::Value;
+    use std::sync::Arc;
+
+    const CONFIG: &str = "
+models: [{name: tiny, tokenizer: tok}]
+endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
+
+    fn app() -> App {
+        let stride = Stride::new(8).unwrap();
+        let mut index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
+        let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
+        index.add(Slot(0), "tiny", Arc::new(Vocabulary::from_tiktoken("", Some(&config)).unwrap()));
+        let fleet = Fleet::new(&Config::parse(CONFIG).unwrap());
+        App::new(State::new(index, fleet, &Profiles::default(), stride), vec![Slot(0)], Duration::ZERO)
+    }
+
+    /// Applies a message with one event; says how many blocks the endpoint holds then.
+    fn blocks_after(app: &App, event: Vec<Value>) -> usize {
+        let batch = Value::Array(vec![1.5.into(), Value::Array(vec![Value::Array(event)])]);
+        let mut bytes = Vec::new();
+        rmpv::encode::write_value(&mut bytes, &batch).unwrap();
+        let message = Message { sequence: 0, timestamp: 1.5, payload: events::decode(&bytes) };
+        app.act(Slot(0), "127.0.0.1:8000", &Stream::default(), &[Action::Apply(message)], true);
+        app.state().index.stats().blocks
+    }
+
+    #[test]
+    fn a_removal_that_cannot_be_read_leaves_no_holdings() {
+        let app = app();
+        let tokens = Value::Array(vec![0.into(); 8]);
+        let hashes = |hash: Value| Value::Array(vec![hash]);
+        let stored = vec!["BlockStored".into(), hashes(7.into()), Value::Nil, tokens, 8.into()];
+        assert_eq!(blocks_after(&app, stored), 1);
+        assert_eq!(blocks_after(&app, vec!["BlockInactive".into(), hashes("7".into())]), 1, "a tag that is unknown");
+        assert_eq!(blocks_after(&app, vec!["BlockRemoved".into(), hashes("7".into())]), 0);
+    }
+}

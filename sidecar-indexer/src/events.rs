@@ -2,7 +2,8 @@
 //!
 //! A message's payload is one msgpack batch. Engines of different versions write it differently (arrays or maps,
 //! hashes as signed or unsigned numbers or bytes, fields added over time), so it is read by structure and never by
-//! version: what is unknown is skipped, what is inconsistent is skipped and counted.
+//! version: what is unknown is skipped, what is inconsistent is skipped and counted. Not so removals: what was
+//! removed would stay counted as held, so one that cannot be read makes the whole batch unreadable.
 
 use affinity::Tier;
 use rmpv::ValueRef;
@@ -85,12 +86,19 @@ pub enum DecodeError {
     /// They parse, but into something else.
     #[error("the payload is msgpack but not a batch of events [timestamp, events, ...]; the engine may be too new")]
     NotABatch,
+    /// It is a batch, but which blocks it removes cannot be told.
+    #[error(
+        "a BlockRemoved event's block_hashes or medium cannot be read; the engine may be too new: leave out its \
+         `events` until the indexer knows it"
+    )]
+    UnreadableRemoval,
 }
 
 /// Reads one payload.
 ///
 /// # Errors
-/// When the payload as a whole makes no sense. Single events that do not are counted in [`Batch::skipped`].
+/// When the payload as a whole makes no sense, or removes blocks without saying readably which. Other events that
+/// make none are counted in [`Batch::skipped`].
 pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
     let value = rmpv::decode::read_value_ref(&mut &*payload).map_err(|_| DecodeError::NotMsgpack)?;
     let fields = Fields::of(&value, 0).ok_or(DecodeError::NotABatch)?;
@@ -98,7 +106,7 @@ pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
     let Some(ValueRef::Array(items)) = fields.get(1, "events") else { return Err(DecodeError::NotABatch) };
     let mut batch = Batch { timestamp, ..Batch::default() };
     for item in items {
-        match event(item) {
+        match event(item)? {
             Some(event) => batch.events.push(event),
             None => batch.skipped += 1,
         }
@@ -133,23 +141,35 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn event(value: &ValueRef<'_>) -> Option<Event> {
+/// An event; `None` for one to skip.
+fn event(value: &ValueRef<'_>) -> Result<Option<Event>, DecodeError> {
+    let Some((tag, fields)) = tagged(value) else { return Ok(None) };
+    match tag {
+        "BlockStored" => Ok(stored(&fields).map(Event::Stored)),
+        "BlockRemoved" => Ok(removed(&fields)?.map(Event::Removed)),
+        "AllBlocksCleared" => Ok(Some(Event::Cleared)),
+        _ => Ok(None),
+    }
+}
+
+fn tagged<'a>(value: &'a ValueRef<'a>) -> Option<(&'a str, Fields<'a>)> {
     let tag = match value {
-        ValueRef::Array(items) => text(items.first()?)?,
-        ValueRef::Map(_) => text(Fields::of(value, 0)?.get(NAME_ONLY, "type")?)?,
+        ValueRef::Array(items) => items.first()?,
+        ValueRef::Map(_) => Fields::of(value, 0)?.get(NAME_ONLY, "type")?,
         _ => return None,
     };
-    let fields = Fields::of(value, 1)?;
-    match tag {
-        "BlockStored" => stored(&fields).map(Event::Stored),
-        "BlockRemoved" => Some(Event::Removed(Removed {
-            hashes: hashes(fields.get(0, "block_hashes")?)?,
-            tier: tier(fields.get(1, "medium"))?,
-            group: fields.get(2, "group_idx").and_then(small),
-        })),
-        "AllBlocksCleared" => Some(Event::Cleared),
-        _ => None,
+    Some((text(tag)?, Fields::of(value, 1)?))
+}
+
+/// `None` for a removal from a tier of an unknown name: what is stored there is not counted as held either.
+fn removed(fields: &Fields<'_>) -> Result<Option<Removed>, DecodeError> {
+    let hashes = fields.get(0, "block_hashes").and_then(hashes).ok_or(DecodeError::UnreadableRemoval)?;
+    let medium = fields.get(1, "medium");
+    if medium.is_some_and(|medium| text(medium).is_none()) {
+        return Err(DecodeError::UnreadableRemoval);
     }
+    let group = fields.get(2, "group_idx").and_then(small);
+    Ok(tier(medium).map(|tier| Removed { hashes, tier, group }))
 }
 
 fn stored(fields: &Fields<'_>) -> Option<Stored> {
@@ -416,6 +436,22 @@ mod tests {
     fn unknown_kinds_are_skipped_and_the_rest_is_kept() {
         let batch = batch_of([list(["BlockInactive".into(), 1.into()]), 5.into(), list(["AllBlocksCleared".into()])]);
         assert_eq!((batch.events, batch.skipped), (vec![Event::Cleared], 2));
+    }
+
+    #[test]
+    fn a_removal_that_cannot_be_read_makes_the_batch_unreadable() {
+        let of = |hashes: Value, medium: Value| list(["BlockRemoved".into(), hashes, medium]);
+        for (event, expected) in [
+            (of(list([1.into(), "a5".into()]), "GPU".into()), Err(DecodeError::UnreadableRemoval)),
+            (of(Value::Nil, "GPU".into()), Err(DecodeError::UnreadableRemoval)),
+            (of(list([1.into()]), 7.into()), Err(DecodeError::UnreadableRemoval)),
+            (map(&[("type", "BlockRemoved".into())]), Err(DecodeError::UnreadableRemoval)),
+            // Nothing is ever counted as held on it.
+            (of(list([1.into()]), "TAPE".into()), Ok(1)),
+        ] {
+            let batch = list([1.5.into(), list([event.clone(), list(["AllBlocksCleared".into()])])]);
+            assert_eq!(decode(&encode(&batch)).map(|batch| batch.skipped), expected, "{event}");
+        }
     }
 
     #[test]

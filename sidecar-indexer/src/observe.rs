@@ -92,7 +92,7 @@ impl Default for Metrics {
             "KV events read, by kind; skipped are of unknown kind or inconsistent",
             this.events.clone(),
         );
-        r.register("messages_unreadable", "Event messages that are not a batch", this.unreadable.clone());
+        r.register("messages_unreadable", "Event messages that cannot be read", this.unreadable.clone());
         r.register("stream_clears", "Times an endpoint's holdings were forgotten", this.clears.clone());
         r.register("stream_replays", "Replays asked for, by result", this.replays.clone());
         r.register("event_lag_seconds", "From an event's publication to its being indexed", this.lag.clone());
@@ -140,7 +140,7 @@ impl Metrics {
         }
     }
 
-    /// A message was not a batch.
+    /// A message could not be read.
     pub fn unreadable(&self, endpoint: &str) {
         self.unreadable.get_or_create(&of(endpoint)).inc();
     }
