@@ -15,8 +15,9 @@ const RELAYED_FOR: Duration = Duration::from_secs(5);
 const RELAY_BYTES: usize = 4 << 20;
 
 /// All gateways.
-#[derive(Default)]
 pub struct Gateways {
+    /// Number of endpoints: slots from here on name none.
+    endpoints: usize,
     known: BTreeMap<u64, Gateway>,
     /// Grows with every change of what any gateway sees of the fleet.
     version: u64,
@@ -47,6 +48,20 @@ struct Relayed {
 }
 
 impl Gateways {
+    /// No gateways yet, of a fleet of so many endpoints.
+    #[must_use]
+    pub fn new(endpoints: usize) -> Self {
+        Self {
+            endpoints,
+            known: BTreeMap::new(),
+            version: 0,
+            urgent: 0,
+            relay: VecDeque::new(),
+            relayed: 0,
+            relay_bytes: 0,
+        }
+    }
+
     /// How many gateways are there.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -61,8 +76,10 @@ impl Gateways {
 
     /// A gateway asks, and tells its loads. True if others see another fleet now.
     pub fn report(&mut self, id: u64, loads: &[Load], now: Instant) -> bool {
+        // Anybody may ask: loads of slots that name no endpoint would be kept for nothing.
+        let loads = loads.iter().filter(|l| usize::from(l.slot.0) < self.endpoints);
         let loads: BTreeMap<Slot, (u32, u32)> =
-            loads.iter().map(|l| (l.slot, (l.in_flight, l.queued_tokens))).filter(|(_, l)| *l != (0, 0)).collect();
+            loads.map(|l| (l.slot, (l.in_flight, l.queued_tokens))).filter(|(_, l)| *l != (0, 0)).collect();
         if let Some(gateway) = self.known.get_mut(&id) {
             gateway.heard = now;
             if gateway.loads == loads {
@@ -197,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_gateway_sees_the_sum_of_the_others() {
-        let (mut gateways, now) = (Gateways::default(), Instant::now());
+        let (mut gateways, now) = (Gateways::new(2), Instant::now());
         gateways.report(1, &[load(0, 5), load(1, 1)], now);
         gateways.report(2, &[load(0, 2)], now);
         gateways.report(3, &[load(0, 3)], now);
@@ -210,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_gateways_own_load_is_no_news_to_itself() {
-        let (mut gateways, now) = (Gateways::default(), Instant::now());
+        let (mut gateways, now) = (Gateways::new(2), Instant::now());
         gateways.report(1, &[], now);
         gateways.report(2, &[], now);
         let (first, second) = (gateways.view(1), gateways.view(2));
@@ -221,8 +238,18 @@ mod tests {
     }
 
     #[test]
+    fn loads_of_slots_that_are_no_endpoints_are_not_kept() {
+        let (mut gateways, now) = (Gateways::new(2), Instant::now());
+        gateways.report(1, &[load(1, 1), load(2, 5), load(u16::MAX, 5)], now);
+        assert_eq!(gateways.known[&1].loads.len(), 1);
+        gateways.report(1, &[load(1, 1), load(3, 5)], now);
+        assert_eq!(gateways.known[&1].loads.len(), 1);
+        assert_eq!((gateways.remote(9, Slot(1)), gateways.remote(9, Slot(2))), ((1, 10), (0, 0)));
+    }
+
+    #[test]
     fn a_silent_gateway_is_forgotten_with_its_load_unless_a_request_is_held_for_it() {
-        let (mut gateways, now) = (Gateways::default(), Instant::now());
+        let (mut gateways, now) = (Gateways::new(2), Instant::now());
         gateways.report(1, &[load(0, 1)], now);
         gateways.report(2, &[load(0, 1)], now);
         gateways.hold(1, true, now);
@@ -238,7 +265,7 @@ mod tests {
 
     #[test]
     fn placements_go_to_the_others_once_and_for_a_while() {
-        let (mut gateways, now) = (Gateways::default(), Instant::now());
+        let (mut gateways, now) = (Gateways::new(2), Instant::now());
         gateways.relay(1, b"a".to_vec(), now);
         gateways.relay(2, b"b".to_vec(), now);
         let seen: Vec<_> = gateways.placements_for(1, 0).collect();
@@ -250,7 +277,7 @@ mod tests {
 
     #[test]
     fn placements_to_relay_are_bounded() {
-        let (mut gateways, now) = (Gateways::default(), Instant::now());
+        let (mut gateways, now) = (Gateways::new(2), Instant::now());
         for _ in 0..100 {
             gateways.relay(1, vec![0; RELAY_BYTES / 10], now);
         }

@@ -53,7 +53,8 @@ impl State {
     /// The state before anything happened.
     #[must_use]
     pub fn new(index: Index, fleet: Fleet, profiles: &Profiles, stride: Stride) -> Self {
-        Self { index, fleet, gateways: Gateways::default(), profiles: profiles.encode(), stride }
+        let gateways = Gateways::new(fleet.addresses().count());
+        Self { index, fleet, gateways, profiles: profiles.encode(), stride }
     }
 
     /// Whether this gateway should be answered.
