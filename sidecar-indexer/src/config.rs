@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
+use zeromq::Endpoint as Socket;
 
 /// An option's documentation.
 struct Field {
@@ -52,8 +53,9 @@ section! {
         /// How often each engine's /metrics is read, in milliseconds.
         #[serde(default = "default_scrape")]
         scrape_interval_ms: u64 = "1000",
-        /// Most cache blocks to keep track of, over all endpoints; about 250 bytes each. When they are reached, new
-        /// blocks are left out, so that predictions fall short, and `warmpath_index_refused_blocks_total` counts them.
+        /// Most cache blocks to keep track of, over all endpoints; about 250 bytes each. Blocks that wait for the block
+        /// before them count too, and keep their tokens as well: 4 bytes each. When they are reached, new blocks are
+        /// left out, so that predictions fall short, and `warmpath_index_refused_blocks_total` counts them.
         #[serde(default = "default_blocks")]
         max_blocks: usize = "2000000",
         /// Cache tiers that count: gpu, cpu, disk. Add cpu or disk only where the engines announce removals from
@@ -264,10 +266,20 @@ impl Config {
         }
         let most = usize::from(Slot::LIMIT);
         ensure!(self.endpoints.len() <= most, "endpoints: there are more than {most}");
-        let mut addresses = BTreeSet::new();
+        ensure!(!self.endpoints.is_empty(), "endpoints: the list is empty; name at least one engine");
+        let (mut addresses, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             endpoint.check().with_context(|| format!("endpoints[{i}]"))?;
             ensure!(addresses.insert(&endpoint.address), "endpoints[{i}].address: {} is there twice", endpoint.address);
+            for (option, url) in endpoint.sockets() {
+                // Spelled anew, so that 08001 is no other port than 8001.
+                let spelling = url.parse().map_or_else(|_| url.clone(), |socket: Socket| socket.to_string());
+                ensure!(
+                    sockets.insert(spelling),
+                    "endpoints[{i}].{option}: {url} is there twice; every engine and data-parallel rank publishes and \
+                     replays at ports of its own: give this one's"
+                );
+            }
             if !self.models.iter().any(|m| m.name == endpoint.model) {
                 let known = self.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
                 bail!("endpoints[{i}].model: {:?} is not among the models: {known}", endpoint.model);
@@ -321,17 +333,28 @@ impl Endpoint {
         }
     }
 
+    /// Where it publishes and replays, by option.
+    fn sockets(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let options = [("events", &self.events), ("replay", &self.replay)];
+        options.into_iter().filter_map(|(option, url)| Some((option, url.as_ref()?)))
+    }
+
     fn check(&self) -> Result<()> {
         let address = &self.address;
-        ensure!(
-            address.parse::<SocketAddr>().is_ok(),
-            "address: {address:?} is not ip:port; the gateway matches hosts by address, so a name is of no use"
-        );
-        for (option, url) in [("events", &self.events), ("replay", &self.replay)] {
-            let Some(url) = url else { continue };
-            let known = ["tcp://", "ipc://"].iter().any(|scheme| url.starts_with(scheme));
-            ensure!(known, "{option}: {url:?} does not begin with tcp:// or ipc://");
+        let Ok(parsed) = address.parse::<SocketAddr>() else {
+            bail!("address: {address:?} is not ip:port; the gateway matches hosts by address, so a name is of no use");
+        };
+        ensure!(parsed.port() != 0, "address: {address:?} has port 0; give the port of the engine's HTTP API");
+        let canonical = parsed.to_string();
+        ensure!(*address == canonical, "address: {address:?} is not as the gateway spells it: write {canonical:?}");
+        for (option, url) in self.sockets() {
             ensure!(!url.contains('*'), "{option}: {url:?} is where the engine binds; give the address to connect to");
+            let usable = match url.parse() {
+                Ok(Socket::Tcp(_, port)) => port != 0,
+                Ok(_) => true,
+                Err(_) => false,
+            };
+            ensure!(usable, "{option}: {url:?} cannot be connected to; write tcp://HOST:PORT or ipc://PATH");
         }
         ensure!(self.replay.is_none() || self.events.is_some(), "replay: is of no use without events");
         if let Metrics::Url(url) = &self.metrics {
@@ -386,9 +409,54 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]
             ("model: tiny}", "model: tiny, replay: 'tcp://a:1'}", "endpoints[0]: replay"),
             ("model: tiny}", "model: tiny, prefill_tokens_per_second: 0}", "prefill_tokens_per_second"),
             ("tokenizer: tok}", "tokenizer: tok, aliases: [tiny]}", "models[0]"),
+            ("127.0.0.1:8000", "127.0.0.1:0", "endpoints[0]: address: \"127.0.0.1:0\" has port 0"),
+            ("127.0.0.1:8000", "127.0.0.1:08000", "write \"127.0.0.1:8000\""),
+            ("127.0.0.1:8000", "[0::1]:8000", "write \"[::1]:8000\""),
         ] {
             let error = error(&LEAST.replace(from, to));
             assert!(error.contains(expected), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn urls_that_cannot_be_connected_to_are_refused() {
+        for url in ["tcp://a", "tcp://a:", "tcp://:5557", "tcp://a:0", "tcp://a:70000", "http://a:1", "a:1", "ipc://"] {
+            for option in ["events", "replay"] {
+                let other = if option == "replay" { "events: 'tcp://b:1', " } else { "" };
+                let error = error(&LEAST.replace("model: tiny}", &format!("model: tiny, {other}{option}: '{url}'}}")));
+                assert!(error.contains(&format!("endpoints[0]: {option}: {url:?}")), "{url}: {error}");
+                assert!(error.contains("write tcp://HOST:PORT"), "{url}: {error}");
+            }
+        }
+        for url in ["tcp://engine-0.engines:5557", "tcp://[::1]:5557", "ipc:///run/events"] {
+            Config::parse(&LEAST.replace("model: tiny}", &format!("model: tiny, events: '{url}'}}"))).unwrap();
+        }
+    }
+
+    #[test]
+    fn engines_do_not_share_where_they_publish_or_replay() {
+        let config = |first: &str, second: &str| {
+            let endpoint = |port: u16, more: &str| format!("{{address: '127.0.0.1:{port}', model: tiny, {more}}}");
+            let endpoints = format!("[{}, {}]", endpoint(8000, first), endpoint(8001, second));
+            Config::parse(&LEAST.replace("[{address: '127.0.0.1:8000', model: tiny}]", &endpoints))
+        };
+        let first = "events: 'tcp://a:1', replay: 'tcp://a:2'";
+        config(first, "events: 'tcp://a:3', replay: 'tcp://a:4'").unwrap();
+        for (second, option) in [
+            ("events: 'tcp://a:1', replay: 'tcp://a:4'", "events"),
+            ("events: 'tcp://a:01'", "events"),
+            ("events: 'tcp://a:3', replay: 'tcp://a:2'", "replay"),
+            ("events: 'tcp://a:3', replay: 'tcp://a:3'", "replay"),
+        ] {
+            let error = format!("{:#}", config(first, second).unwrap_err());
+            assert!(error.contains(&format!("endpoints[1].{option}: tcp://a:")), "{second}: {error}");
+            assert!(error.contains("there twice"), "{second}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_fleet_without_engines_is_refused() {
+        let error = error("models: [{name: tiny, tokenizer: tok}]\nendpoints: []");
+        assert!(error.contains("endpoints: the list is empty"), "{error}");
     }
 }
