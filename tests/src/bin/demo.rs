@@ -32,6 +32,8 @@ const TOTAL_BLOCKS: usize = 4200;
 const STRIDE_BYTES: u32 = 32;
 /// Gives all engines the same answers, so that both phases are asked the same.
 const ENGINE_SEED: &str = "1";
+/// Of what round robin leaves to be gained, Warmpath must gain this share: far less than it does, and more than chance.
+const LEAST_GAIN: f64 = 0.25;
 
 /// Sends one load twice to simulated engines behind Envoy: first balanced round
 /// robin, then through Warmpath. Ends with one table: share of prompt tokens served
@@ -44,8 +46,8 @@ const ENGINE_SEED: &str = "1";
 /// its share of all that and not more. Each phase starts with everything fresh.
 /// Takes about a minute and leaves nothing behind, also on ^C.
 ///
-/// Fails if a request fails, or if the engines have counted other tokens than they
-/// told the client.
+/// Fails if a request fails, if the engines have counted other tokens than they told
+/// the client, or if Warmpath does not serve clearly more from cache than round robin.
 ///
 /// Examples:
 ///   cargo xtask demo
@@ -238,6 +240,22 @@ fn check_phases(round_robin: &Figures, warm: &Figures, ideal: &Ideal) -> Result<
             ideal.cached_tokens
         );
     }
+    check_gain(round_robin.cached_share, warm.cached_share, ideal.cached_share)
+}
+
+/// Shares of the prompt tokens served from cache: Warmpath's must be above round robin's by a clear margin.
+fn check_gain(round_robin: f64, warm: f64, ideal: f64) -> Result<()> {
+    let least = round_robin + LEAST_GAIN * (ideal - round_robin);
+    ensure!(
+        warm >= least,
+        "Warmpath served {:.1} % from cache, round robin {:.1} %, the ideal {:.1} %: a clear margin would be {:.1} % or \
+         more, so routing by cache does not work here; see what x-warmpath-decision says with --keep (fewer than some \
+         100 requests say little)",
+        100.0 * warm,
+        100.0 * round_robin,
+        100.0 * ideal,
+        100.0 * least
+    );
     Ok(())
 }
 
@@ -358,5 +376,24 @@ impl Progress {
             Some(bar) => bar.finish_with_message(text),
             None => eprintln!("{}: {text}", self.name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_not_clearly_above_round_robins_is_a_failure() {
+        check_gain(0.28, 0.85, 0.88).unwrap();
+        for warm in [0.20, 0.28, 0.30, 0.42] {
+            let error = check_gain(0.28, warm, 0.88).unwrap_err().to_string();
+            assert!(error.contains("clear margin") && error.contains("43.0 %"), "{error}");
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_left_to_be_gained_nothing_need_be() {
+        check_gain(0.0, 0.0, 0.0).unwrap();
     }
 }
