@@ -24,7 +24,7 @@ pub struct Config {
     /// known. Default 120000.
     pub approximate_ttl_ms: u64,
     /// Answer requests that carry `x-warmpath-debug` with `x-warmpath-*` response headers that explain the decision.
-    /// Default true.
+    /// Default false: who may ask can tell whether anybody holds a given prompt. The files in `envoy/` turn it on.
     pub explain: bool,
     /// Name of the fleet: gateways' state and metrics carry it, so that two fleets can share an Envoy. Default `default`.
     pub fleet: String,
@@ -47,7 +47,7 @@ impl Default for Config {
             stale_after_ms: 5_000,
             predicted_ttl_ms: 5_000,
             approximate_ttl_ms: 120_000,
-            explain: true,
+            explain: false,
             fleet: "default".into(),
         }
     }

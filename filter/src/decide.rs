@@ -1,7 +1,8 @@
 //! From a request to its endpoint: the fallback ladder.
 //!
 //! 1. The table says who holds the prompt's prefix: placement weighs that against load.
-//! 2. Placements just made say who will soon hold it (also all there is when no events come).
+//! 2. Placements just made say who will soon hold it (also all there is when no events come), and a table gone stale who
+//!    held it.
 //! 3. Nobody is known to hold much, or the prompt is not known: rendezvous hashing, with bounded load.
 //! 4. No fleet is known, or no endpoint of it is up: no header is set and the cluster's own load balancer decides.
 //!
@@ -13,11 +14,11 @@ use crate::loads::{Charge, Loads};
 use crate::view::{Keys, Known};
 use affinity::fingerprint::fingerprints;
 use affinity::lookup::{Match, lookup};
-use affinity::placement::{Choice, Hit, Load, Prompt, place};
+use affinity::placement::{Choice, Engine, Hit, Load, Prompt, SHORTLIST, place};
 use affinity::predicted::{Mark, Prediction, encode_mark, marks, place_of, predict};
 use affinity::prompt::{Api, Asked, Unknown};
 use affinity::sync::Placement;
-use affinity::{Fingerprint, Tokens, root};
+use affinity::{Fingerprint, Slot, Tokens, root};
 use std::rc::Rc;
 
 /// How far beyond the known part of a prompt the spreading key lies, in strides: past the end of a block that the
@@ -66,15 +67,17 @@ pub struct Inputs<'a> {
     pub chance: u64,
 }
 
-/// Chooses an endpoint for a body; `None`: the cluster's own load balancer decides.
-pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
+/// Chooses an endpoint for a body; `None`: the cluster's own load balancer decides. A body that is not `whole` is not
+/// read: its beginning only says where bodies that begin alike went.
+pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option<Decision> {
     let Inputs { config, keys, known, loads, now_ms, .. } = *inputs;
     let fleet = known.fleet.as_ref()?;
-    let asked = match &known.prompts {
-        _ if body.is_empty() => Asked { model: None, prompt: Err(Unknown::Malformed) },
-        Some(prompts) => prompts.read(api, body),
-        None => Asked { model: None, prompt: Err(Unknown::Model) },
-    };
+    let prompts = known.prompts.as_ref()?;
+    let asked = if whole { prompts.read(api, body) } else { prompts.unread(body, Unknown::Feature("body_too_long")) };
+    // Not every endpoint would know what to do with it, and which do cannot be told.
+    if asked.model.is_none() && prompts.len() > 1 {
+        return None;
+    }
     let engines = known.engines(asked.model);
     if engines.is_empty() {
         return None;
@@ -94,24 +97,36 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
         }
     };
 
-    let table_fresh = now_ms.saturating_sub(inputs.heard_ms) <= config.stale_after_ms;
-    let matches = match known.layout() {
-        Some(layout) if table_fresh && unknown.is_none() => {
+    // A table that has gone stale is still the best hint there is; but what it says is predicted, no longer known.
+    let silent_ms = now_ms.saturating_sub(inputs.heard_ms);
+    let table_fresh = silent_ms <= config.stale_after_ms;
+    let mut matches = match known.layout() {
+        Some(layout) if unknown.is_none() && silent_ms <= config.stale_after_ms.max(config.approximate_ttl_ms) => {
             let likely = length.saturating_sub(last) / fleet.stride.bytes();
             lookup(&prefixes, layout, likely as u32, |page| host::shared(&keys.page(page)).map(|(bytes, _)| bytes))
         }
         _ => Vec::new(),
     };
+    // Holders that cannot be chosen must not stand in the way of others; and while an endpoint's events are being
+    // replayed, the table may show blocks that a later event removes.
+    let selectable = |slot| engines.iter().any(|e| e.slot == slot);
+    matches.retain(|m| selectable(m.slot) && known.endpoint(m.slot).is_some_and(|e| e.events));
+
     let deepest = matches.iter().max_by_key(|m| m.stride);
     let per_token = deepest
         .filter(|m| m.tokens.0 > 0)
         .map_or(BYTES_PER_TOKEN, |m| f64::from(m.stride) * fleet.stride.bytes() as f64 / f64::from(m.tokens.0));
     let tokens_of = |bytes: usize| Tokens((bytes as f64 / per_token) as u32);
     let depth = deepest.map_or(0, |m| m.stride);
-    let predicted = predict(&prefixes, depth, now_ms, |place| host::shared(&keys.place(place)).map(|(bytes, _)| bytes));
+    let predicted = predict(&prefixes, depth, now_ms, |place| host::shared(&keys.place(place)).map(|(bytes, _)| bytes))
+        .filter(|p| selectable(p.slot));
 
-    let from_table =
-        matches.iter().map(|m| Hit { slot: m.slot, tokens: m.tokens, credit: m.tier.credit(), predicted: false });
+    let from_table = matches.iter().map(|m| Hit {
+        slot: m.slot,
+        tokens: m.tokens,
+        credit: m.tier.credit(),
+        predicted: !table_fresh,
+    });
     let from_placements =
         predicted.iter().map(|p| Hit { slot: p.slot, tokens: p.tokens, credit: 1.0, predicted: true });
     let hits: Vec<Hit> = from_table.chain(from_placements).collect();
@@ -121,29 +136,21 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
     let beyond = (known_strides as usize + KEY_BEYOND).min(prefixes.len());
     let key = beyond.checked_sub(1).and_then(|k| prefixes.get(k)).copied().unwrap_or_else(|| short_key(&asked, body));
     let prompt = Prompt { tokens: tokens_of(length).max(Tokens(1)), key };
-    let load = |slot| {
-        let here = loads.of(slot);
-        let (in_flight, queued) = known.endpoint(slot).map_or((0, 0), |e| (e.remote_in_flight, e.remote_queued_tokens));
-        Load {
-            in_flight: here.in_flight + u64::from(in_flight),
-            queued_tokens: here.queued_tokens + u64::from(queued),
-            recent_tokens: here.recent_tokens,
-        }
-    };
-    let choice = place(engines, prompt, &hits, loads.fleet(), inputs.chance, load)?;
+    let choice = place(engines, prompt, &hits, sum(known, loads, engines), inputs.chance, |s| load(known, loads, s))?;
 
     let slot = *choice.slots.first()?;
     let names = choice.slots.iter().filter_map(|s| known.endpoint(*s)).map(|e| e.address.as_str());
     let header = names.collect::<Vec<_>>().join(",");
     let missing = Tokens(prompt.tokens.0.saturating_sub(choice.hit.0));
+    let queued = load(known, loads, slot).queued_tokens;
     let charge = loads.charge(slot, missing);
 
-    let held = matches.iter().filter(|m| m.slot == slot).map(|m| m.stride);
+    let held = matches.iter().filter(|m| m.slot == slot && table_fresh).map(|m| m.stride);
     let held = held.chain(predicted.iter().filter(|p| p.slot == slot).map(|p| p.stride)).max().unwrap_or(0);
     let ttl = match known.endpoint(slot) {
         // Events will confirm it once it is prefilled; what they have not said by then was never cached, or is gone.
         Some(e) if e.events && table_fresh && unknown.is_none() => {
-            let tokens = load(slot).queued_tokens as f64 + f64::from(missing.0);
+            let tokens = queued as f64 + f64::from(missing.0);
             let prefill_ms = 1000.0 * tokens / f64::from(e.prefill_rate).max(1.0);
             config.predicted_ttl_ms.min(EVENT_LAG_MS + (2.0 * prefill_ms) as u64)
         }
@@ -157,14 +164,45 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8]) -> Option<Decision> {
     remember(keys, slot, &new_marks, now_ms + ttl);
     let placement = (fleet.gateways > 1 && !new_marks.is_empty()).then_some(Placement { slot, marks: new_marks });
 
-    let table_tokens = matches.iter().filter(|m| m.slot == slot).map(|m| m.tokens).max().unwrap_or_default();
+    let in_table = matches.iter().filter(|m| m.slot == slot && table_fresh).map(|m| m.tokens);
+    let table_tokens = in_table.max().unwrap_or_default();
     let explanation =
         Explanation { choice, table_fresh, unknown, prompt_tokens: prompt.tokens, table_tokens, matches, predicted };
     Some(Decision { header, charge, placement, explanation })
 }
 
+/// An endpoint's load, all gateways together.
+fn load(known: &Known, loads: &Loads, slot: Slot) -> Load {
+    let here = loads.of(slot);
+    let (in_flight, queued) = known.endpoint(slot).map_or((0, 0), |e| (e.remote_in_flight, e.remote_queued_tokens));
+    Load {
+        in_flight: here.in_flight + u64::from(in_flight),
+        queued_tokens: here.queued_tokens + u64::from(queued),
+        recent_tokens: here.recent_tokens,
+    }
+}
+
+/// The sum over all engines, of the same kind as [`load`]. A large fleet is not read one by one: there it is this
+/// gateway's own sums, which other models share, and what the others report.
+fn sum(known: &Known, loads: &Loads, engines: &[Engine]) -> Load {
+    let add = |a: Load, b: Load| Load {
+        in_flight: a.in_flight + b.in_flight,
+        queued_tokens: a.queued_tokens + b.queued_tokens,
+        recent_tokens: a.recent_tokens + b.recent_tokens,
+    };
+    if engines.len() <= SHORTLIST {
+        return engines.iter().map(|e| load(known, loads, e.slot)).fold(Load::default(), add);
+    }
+    let remote = engines.iter().filter_map(|e| known.endpoint(e.slot)).map(|e| Load {
+        in_flight: u64::from(e.remote_in_flight),
+        queued_tokens: u64::from(e.remote_queued_tokens),
+        recent_tokens: 0,
+    });
+    remote.fold(loads.fleet(), add)
+}
+
 /// Writes a placement's marks to their places.
-pub fn remember(keys: &Keys, slot: affinity::Slot, marks: &[(Fingerprint, Tokens)], expires_ms: u64) {
+pub fn remember(keys: &Keys, slot: Slot, marks: &[(Fingerprint, Tokens)], expires_ms: u64) {
     for (fingerprint, tokens) in marks {
         let mark = Mark { fingerprint: *fingerprint, slot, tokens: *tokens, expires_ms };
         host::set_shared(&keys.place(place_of(*fingerprint)), &encode_mark(&mark), None);

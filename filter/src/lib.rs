@@ -31,6 +31,12 @@ mod start {
     }}
 }
 
+/// A stream of a plugin that has no configuration: it passes.
+struct Unconfigured;
+
+impl Context for Unconfigured {}
+impl HttpContext for Unconfigured {}
+
 /// One plugin configuration in one VM.
 struct Root {
     id: u32,
@@ -74,8 +80,11 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        let (plugin, _) = self.running.as_ref()?;
-        Some(Box::new(Stream::new(id, Rc::clone(plugin))))
+        // The SDK panics on `None`.
+        Some(match &self.running {
+            Some((plugin, _)) => Box::new(Stream::new(id, Rc::clone(plugin))),
+            None => Box::new(Unconfigured),
+        })
     }
 
     fn get_type(&self) -> Option<ContextType> {

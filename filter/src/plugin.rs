@@ -24,6 +24,8 @@ pub struct Plugin {
     /// Placements to tell other gateways of, at the next tick.
     pub outbox: RefCell<Vec<Placement>>,
     pub paused: Paused,
+    /// Bytes of bodies being collected, over all streams of this VM.
+    pub collected: Cell<usize>,
     view: View,
     counters: RefCell<HashMap<&'static str, Option<Metric>>>,
     chance: Cell<u64>,
@@ -40,6 +42,7 @@ impl Plugin {
             news,
             outbox: RefCell::default(),
             paused: Paused::default(),
+            collected: Cell::new(0),
             view: View::new(),
             counters: RefCell::default(),
             chance: Cell::new(RandomState::new().build_hasher().finish() | 1),
@@ -62,7 +65,7 @@ impl Plugin {
     }
 
     /// Decides for a request and counts why.
-    pub fn decide(&self, api: Api, body: &[u8]) -> Option<Decision> {
+    pub fn decide(&self, api: Api, body: &[u8], whole: bool) -> Option<Decision> {
         let known = self.known();
         let inputs = Inputs {
             config: &self.config,
@@ -73,7 +76,7 @@ impl Plugin {
             heard_ms: self.news.heard_ms.get(),
             chance: self.random(),
         };
-        let Some(mut decision) = decide(&inputs, api, body) else {
+        let Some(mut decision) = decide(&inputs, api, body, whole) else {
             self.count("decisions", "none");
             return None;
         };
@@ -105,23 +108,33 @@ impl Plugin {
 /// Guards against a host that pauses a request for good.
 ///
 /// Without `allow_on_headers_stop_iteration` Envoy never shows the body of a request paused at its headers. Until a body
-/// has been seen once, paused requests are watched, and let go after a second; after three of them pausing ends.
+/// has been seen once, paused requests are watched, and let go after a second. A body that was there all along shows
+/// at once when its request is let go: that tells such a host from a slow client. After three of these pausing ends,
+/// for a while.
 #[derive(Default)]
 pub struct Paused {
     proven: Cell<bool>,
-    given_up: Cell<bool>,
-    rescued: Cell<u32>,
+    /// No pausing before then.
+    given_up_until: Cell<u64>,
+    evidence: Cell<u32>,
+    /// Paused streams, since when.
     since: RefCell<HashMap<u32, u64>>,
+    /// Streams that were let go, when.
+    rescued: RefCell<HashMap<u32, u64>>,
 }
 
 /// A paused request without its body is let go after this long, while the host is unproven.
 const RESCUE_AFTER_MS: u64 = 1_000;
-const RESCUES: u32 = 3;
+/// A body that shows this soon after its request was let go had been there.
+const AT_ONCE_MS: u64 = 20;
+const ENOUGH_EVIDENCE: u32 = 3;
+/// Then pausing ends for this long, before it is tried again.
+const GIVE_UP_FOR_MS: u64 = 60_000;
 
 impl Paused {
     /// Whether requests may be paused at their headers.
     pub fn allowed(&self) -> bool {
-        !self.given_up.get()
+        self.proven.get() || self.given_up_until.get() == 0 || host::now_ms() >= self.given_up_until.get()
     }
 
     /// A stream was paused at its headers.
@@ -131,18 +144,40 @@ impl Paused {
         }
     }
 
-    /// A stream that was paused shows its body (or ended). True if it had been let go before.
-    pub fn body_seen(&self, stream: u32) {
-        if !self.proven.get() && self.since.borrow_mut().remove(&stream).is_some() {
+    /// A stream that was paused shows its body. False if it has been let go before: its headers have left.
+    pub fn body_seen(&self, stream: u32) -> bool {
+        if self.proven.get() {
+            return !self.rescued.borrow().contains_key(&stream);
+        }
+        if let Some(at) = self.rescued.borrow_mut().remove(&stream) {
+            if host::now_ms().saturating_sub(at) <= AT_ONCE_MS {
+                self.evidence.set(self.evidence.get() + 1);
+            }
+            if self.evidence.get() == ENOUGH_EVIDENCE {
+                self.evidence.set(0);
+                self.given_up_until.set(host::now_ms() + GIVE_UP_FOR_MS);
+                log::error!(
+                    "warmpath: Envoy does not show the bodies of paused requests. Set `allow_on_headers_stop_iteration: \
+                     true` in the PluginConfig (Envoy 1.35 or later), or use `\"hold\": \"buffer\"`. Until then requests \
+                     go on unrouted."
+                );
+            }
+            return false;
+        }
+        if self.since.borrow_mut().remove(&stream).is_some() {
             self.proven.set(true);
             self.since.borrow_mut().clear();
         }
+        true
     }
 
     /// A stream ended.
     pub fn leave(&self, stream: u32) {
         if !self.proven.get() {
             self.since.borrow_mut().remove(&stream);
+        }
+        if !self.rescued.borrow().is_empty() {
+            self.rescued.borrow_mut().remove(&stream);
         }
     }
 
@@ -158,16 +193,8 @@ impl Paused {
         };
         for stream in overdue {
             self.since.borrow_mut().remove(&stream);
+            self.rescued.borrow_mut().insert(stream, now);
             host::resume_request(stream, here);
-            self.rescued.set(self.rescued.get() + 1);
-            if self.rescued.get() == RESCUES {
-                self.given_up.set(true);
-                log::error!(
-                    "warmpath: Envoy does not show the bodies of paused requests. Set `allow_on_headers_stop_iteration: \
-                     true` in the PluginConfig (Envoy 1.35 or later), or use `\"hold\": \"buffer\"`. Until then requests \
-                     go on unrouted."
-                );
-            }
         }
     }
 }

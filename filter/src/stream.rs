@@ -25,7 +25,49 @@ enum Phase {
     /// Waiting for the whole body, which Envoy keeps (hold by pause).
     Paused,
     /// Collecting the body as it passes to the buffer filter (hold by buffer).
-    Collecting(Vec<u8>),
+    Collecting(Collected),
+}
+
+/// Bodies may take this much of a VM's memory while they are collected: beyond, they are placed by what is there.
+const COLLECT_AT_MOST: usize = 64 << 20;
+
+/// What has been collected of a body, counted among its VM's; given back when dropped.
+struct Collected {
+    body: Vec<u8>,
+    plugin: Rc<Plugin>,
+}
+
+impl Collected {
+    fn new(plugin: Rc<Plugin>) -> Self {
+        Self { body: Vec::new(), plugin }
+    }
+
+    /// Adds the next piece; false if there is no room for it.
+    fn add(&mut self, size: usize) -> bool {
+        let all = self.plugin.collected.get() + size;
+        if all > COLLECT_AT_MOST
+            || self.body.len() + size > self.plugin.config.max_body_bytes
+            || self.body.try_reserve(size).is_err()
+        {
+            return false;
+        }
+        let before = self.body.len();
+        self.body.append(&mut host::buffer(Buffer::RequestBody, 0, size).unwrap_or_default());
+        self.plugin.collected.set(self.plugin.collected.get() + self.body.len() - before);
+        true
+    }
+
+    /// What there is, no longer counted.
+    fn take(&mut self) -> Vec<u8> {
+        self.plugin.collected.set(self.plugin.collected.get().saturating_sub(self.body.len()));
+        std::mem::take(&mut self.body)
+    }
+}
+
+impl Drop for Collected {
+    fn drop(&mut self) {
+        self.take();
+    }
 }
 
 /// One HTTP stream.
@@ -57,10 +99,10 @@ impl Stream {
     }
 
     /// Decides with what is known of the body, and lets the request go.
-    fn decide(&mut self, body: &[u8]) {
+    fn decide(&mut self, body: &[u8], whole: bool) {
         self.phase = Phase::Passing;
         let Some(api) = self.api else { return };
-        if let Some(Decision { header, charge, explanation, .. }) = self.plugin.decide(api, body) {
+        if let Some(Decision { header, charge, explanation, .. }) = self.plugin.decide(api, body, whole) {
             let told = match self.plugin.config.hold {
                 Hold::Pause => host::set_header(Headers::Request, ROUTING_HEADER, &header),
                 Hold::Buffer => host::set_filter_state(FILTER_STATE, &header),
@@ -72,45 +114,31 @@ impl Stream {
         }
     }
 
-    /// The whole body is there, or as much of it as may be held.
+    /// The next piece of the body, or all there is of it.
     fn body(&mut self, size: usize, end: bool) -> Action {
-        let limit = self.plugin.config.max_body_bytes;
         match &mut self.phase {
             Phase::Passing => Action::Continue,
             Phase::Paused => {
-                self.plugin.paused.body_seen(self.id);
+                let limit = self.plugin.config.max_body_bytes;
+                if !self.plugin.paused.body_seen(self.id) {
+                    self.phase = Phase::Passing;
+                    return Action::Continue;
+                }
                 if !end && size <= limit {
                     return Action::Pause;
                 }
-                let whole = end && size <= limit;
-                let body = if whole { host::buffer(Buffer::RequestBody, 0, size) } else { self.too_long() };
-                self.decide(&body.unwrap_or_default());
+                let body = host::buffer(Buffer::RequestBody, 0, size.min(limit)).unwrap_or_default();
+                self.decide(&body, size <= limit);
                 Action::Continue
             }
-            Phase::Collecting(body) => {
-                if body.len() + size > limit {
-                    let body = self.too_long();
-                    self.decide(&body.unwrap_or_default());
-                    return Action::Continue;
-                }
-                if size > 0 {
-                    body.append(&mut host::buffer(Buffer::RequestBody, 0, size).unwrap_or_default());
-                }
-                if end {
-                    let body = std::mem::take(body);
-                    self.decide(&body);
+            Phase::Collecting(collected) => {
+                let whole = size == 0 || collected.add(size);
+                if end || !whole {
+                    let body = collected.take();
+                    self.decide(&body, whole);
                 }
                 Action::Continue
             }
-        }
-    }
-
-    /// A body too long to be read: its beginning still says where requests that begin alike went.
-    fn too_long(&self) -> Option<Vec<u8>> {
-        self.plugin.count("unknown", "body_too_long");
-        match &self.phase {
-            Phase::Collecting(body) => Some(body.clone()),
-            _ => host::buffer(Buffer::RequestBody, 0, self.plugin.config.max_body_bytes),
         }
     }
 
@@ -182,7 +210,7 @@ impl HttpContext for Stream {
             }
             Hold::Pause => Action::Continue,
             Hold::Buffer => {
-                self.phase = Phase::Collecting(Vec::new());
+                self.phase = Phase::Collecting(Collected::new(Rc::clone(&self.plugin)));
                 Action::Continue
             }
         }
@@ -198,11 +226,11 @@ impl HttpContext for Stream {
             Phase::Passing => {}
             Phase::Paused => {
                 let body = host::buffer(Buffer::RequestBody, 0, self.plugin.config.max_body_bytes);
-                self.decide(&body.unwrap_or_default());
+                self.decide(&body.unwrap_or_default(), true);
             }
-            Phase::Collecting(body) => {
-                let body = std::mem::take(body);
-                self.decide(&body);
+            Phase::Collecting(collected) => {
+                let body = collected.take();
+                self.decide(&body, true);
             }
         }
         Action::Continue

@@ -10,7 +10,9 @@
 use crate::decide::remember;
 use crate::host::{self, Buffer, Headers, Metric, MetricKind};
 use crate::plugin::Plugin;
-use affinity::sync::{Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames};
+use affinity::sync::{
+    End, Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames,
+};
 use std::time::Duration;
 
 /// Every VM ticks this often.
@@ -22,6 +24,10 @@ const WAIT_MS: u16 = 1_000;
 /// The same where other gateways want to know our loads.
 const WAIT_SHARED_MS: u16 = 100;
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers that may be followed by the next question at once, per second; an indexer that has news coalesces it and
+/// stays below. Beyond, and whenever the indexer turns out to be another one, questions keep a distance.
+const PROMPT_PER_SECOND: u32 = 150;
+const DISTANCE_MS: u64 = 1_000;
 /// After failures, wait this long before asking again, doubling up to the second.
 const BACKOFF_MS: (u64, u64) = (100, 2_000);
 
@@ -33,6 +39,8 @@ pub struct Sync {
     asking: Option<(u32, u64)>,
     not_before_ms: u64,
     backoff_ms: u64,
+    /// Questions asked at once since `faded_ms`.
+    prompt: u32,
     faded_ms: u64,
     ok: Option<Metric>,
     failed: Option<Metric>,
@@ -42,7 +50,7 @@ impl Sync {
     pub fn new(me: u64, fleet: &str) -> Self {
         let counter = |name: &str| host::metric(MetricKind::Counter, &format!("warmpath.{fleet}.sync.{name}"));
         let (ok, failed) = (counter("ok"), counter("failed"));
-        Self { me, asking: None, not_before_ms: 0, backoff_ms: BACKOFF_MS.0, faded_ms: 0, ok, failed }
+        Self { me, asking: None, not_before_ms: 0, backoff_ms: BACKOFF_MS.0, prompt: 0, faded_ms: 0, ok, failed }
     }
 
     /// Keeps or takes the lease, and asks if nothing is being asked.
@@ -54,6 +62,7 @@ impl Sync {
         }
         if now.saturating_sub(self.faded_ms) >= 1_000 {
             self.faded_ms = now;
+            self.prompt = 0;
             plugin.loads.fade();
         }
         // A callout that was lost with its cluster never answers: it counts as failed after twice its timeout.
@@ -79,16 +88,26 @@ impl Sync {
             self.fail(plugin, now, &format!("it does not answer ({status})"));
             return;
         }
-        if !host::buffer(Buffer::CalloutBody, 0, size).is_some_and(|body| apply(plugin, &body, now)) {
+        let had = versions(plugin).epoch;
+        let applied = host::buffer(Buffer::CalloutBody, 0, size).and_then(|body| apply(plugin, &body, now));
+        let Some(end) = applied else {
             self.fail(plugin, now, "it answers with something that is no sync reply");
             return;
-        }
+        };
         plugin.news.heard_ms.set(now);
         self.backoff_ms = BACKOFF_MS.0;
         if let Some(ok) = self.ok {
             ok.add(1);
         }
-        if self.lead(plugin, now) {
+        // Two indexers behind one cluster would hand each other's gateways the whole table over and over.
+        if had != 0 && had != end.have.epoch {
+            self.not_before_ms = now + DISTANCE_MS;
+        }
+        self.prompt += 1;
+        if self.prompt > PROMPT_PER_SECOND {
+            self.not_before_ms = now + TICK.as_millis() as u64;
+        }
+        if now >= self.not_before_ms && self.lead(plugin, now) {
             self.ask(plugin, now);
         }
     }
@@ -97,7 +116,7 @@ impl Sync {
         let shared = plugin.known().fleet.as_ref().is_some_and(|f| f.gateways > 1);
         let request = Request {
             gateway: gateway(plugin),
-            have: host::shared(&plugin.keys.versions).and_then(|(b, _)| Versions::decode(&b)).unwrap_or_default(),
+            have: versions(plugin),
             wait_ms: if shared { WAIT_SHARED_MS } else { WAIT_MS },
             loads: loads(plugin),
         };
@@ -147,13 +166,15 @@ impl Sync {
     }
 }
 
-/// Writes a reply to shared data; false if it was cut off or makes no sense.
-fn apply(plugin: &Plugin, body: &[u8], now: u64) -> bool {
+/// What this gateway has.
+fn versions(plugin: &Plugin) -> Versions {
+    host::shared(&plugin.keys.versions).and_then(|(bytes, _)| Versions::decode(&bytes)).unwrap_or_default()
+}
+
+/// Writes a reply to shared data; `None` if it was cut off or makes no sense.
+fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<End> {
     let keys = &plugin.keys;
-    let whole = read_frames(body).any(|f| matches!(f, Frame::End(_)));
-    if !whole {
-        return false;
-    }
+    let end = read_frames(body).find_map(|f| if let Frame::End(end) = f { Some(end) } else { None })?;
     for frame in read_frames(body) {
         match frame {
             Frame::Page(number, bytes) => {
@@ -177,7 +198,7 @@ fn apply(plugin: &Plugin, body: &[u8], now: u64) -> bool {
             }
         }
     }
-    true
+    Some(end)
 }
 
 /// This gateway's loads on every endpoint that has any.

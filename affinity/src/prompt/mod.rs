@@ -136,8 +136,9 @@ impl Prompts {
     #[must_use]
     pub fn read(&self, api: Api, body: &[u8]) -> Asked {
         let lifted = Lifted::of(body);
-        match Body::read(body, lifted.as_ref()) {
-            Err(_) => Asked { model: None, prompt: Err(Unknown::Malformed) },
+        let parsed = Body::read(body, lifted.as_ref());
+        match parsed {
+            Err(why) => self.unread(body, why),
             Ok(body) => {
                 let found = self.find(body.model.as_deref());
                 let prompt = match found {
@@ -147,6 +148,13 @@ impl Prompts {
                 Asked { model: found.map(|(number, _)| number), prompt }
             }
         }
+    }
+
+    /// What can be said of a request whose body is not understood, or not whole: at most its model.
+    #[must_use]
+    pub fn unread(&self, body: &[u8], why: Unknown) -> Asked {
+        let model = model_name(body).and_then(|name| self.find(Some(name)));
+        Asked { model: model.map(|(number, _)| number), prompt: Err(why) }
     }
 
     /// The model's number and its namespace's name. A request that names no model means the only one there is.
@@ -213,6 +221,21 @@ impl fmt::Debug for Prompts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prompts").field("profiles", &self.profiles).finish_non_exhaustive()
     }
+}
+
+/// The value of the first `"model"` key near either end of a body, whatever the rest is. Within a text the quotes would
+/// be escaped, so what is found is a key; one of an inner object is possible, and would be most unusual.
+fn model_name(body: &[u8]) -> Option<&str> {
+    const NEAR: usize = 64 * 1024;
+    const KEY: &[u8] = b"\"model\"";
+    let head = body.get(..NEAR).unwrap_or(body);
+    let tail = body.get(body.len().saturating_sub(NEAR)..)?;
+    [head, tail].into_iter().find_map(|part| {
+        let at = part.windows(KEY.len()).position(|window| window == KEY)?;
+        let value = part.get(at + KEY.len()..)?.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+        let name = value.strip_prefix(b"\"")?.split(|byte| *byte == b'"').next()?;
+        std::str::from_utf8(name).ok().filter(|name| !name.contains('\\'))
+    })
 }
 
 fn complete<'a>(profile: &Profile, body: Body<'a>, lifted: Option<&'a Lifted>) -> Result<String, Unknown> {
@@ -292,6 +315,24 @@ mod tests {
     }
 
     #[test]
+    fn the_model_is_known_of_bodies_that_are_not_understood() {
+        for (body, model) in [
+            (r#"{"model":"bos","messages":[{"role":"user","content":["hi"]}]}"#, Some(1)),
+            (r#"{"messages":[{"content":"\"model\":\"tiny\""}], "model" : "bos", "messages":"#, Some(1)),
+            (r#"{"model":"alias","messages":5}"#, Some(0)),
+            (r#"{"model":5,"messages":5}"#, None),
+            (r#"{"model":"else","messages":5}"#, None),
+            (r#"{"model":"bo"#, None),
+            ("", None),
+        ] {
+            let asked = prompts().read(Api::Chat, body.as_bytes());
+            assert_eq!((asked.model, asked.prompt), (model, Err(Unknown::Malformed)), "{body}");
+        }
+        let long = format!(r#"{{"messages":[{{"content":"{}"}}],"model":"bos"}}"#, "x".repeat(200_000));
+        assert_eq!(prompts().unread(long.as_bytes(), Unknown::Feature("body_too_long")).model, Some(1));
+    }
+
+    #[test]
     fn what_is_not_reproduced_is_unknown_and_says_why() {
         let with = |field: &str| chat(&format!(r#"{{"model":"tiny","messages":[],{field}}}"#));
         for field in ["tools", "chat_template", "documents", "truncate_prompt_tokens", "prompt_logprobs"] {
@@ -325,6 +366,14 @@ mod tests {
         }
         let raises = Profile { chat_template: Some("{{ raise_exception('no') }}".into()), ..Profile::default() };
         let (prompts, _) = Prompts::new(Profiles { models: vec![raises] });
+        assert_eq!(prompts.read(Api::Chat, br#"{"messages":[]}"#).prompt, Err(Unknown::Template));
+    }
+
+    #[test]
+    fn a_template_that_would_loop_for_ever_is_cut_off() {
+        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let profile = Profile { chat_template: Some(endless.into()), ..Profile::default() };
+        let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
         assert_eq!(prompts.read(Api::Chat, br#"{"messages":[]}"#).prompt, Err(Unknown::Template));
     }
 

@@ -119,10 +119,14 @@ fn syntax() -> Option<SyntaxConfig> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().ok()
 }
 
+/// Instructions that a rendering may take, so that no template can hang a worker: 512 messages take some 50,000.
+const FUEL: u64 = 2_000_000;
+
 /// Jinja as transformers sets it up, with what chat templates use of it: each filter and test makes the module larger.
 /// A template that asks for another one fails to render, and its prompts are [`Unknown::Template`].
 fn environment() -> Environment<'static> {
     let mut env = Environment::empty();
+    env.set_fuel(Some(FUEL));
     if let Some(syntax) = syntax() {
         env.set_syntax(syntax);
     }
