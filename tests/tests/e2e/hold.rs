@@ -1,9 +1,14 @@
 //! A prompt goes to the replica that holds it, however it is held meanwhile.
 
 use super::{BOTH, cached, chat, engine, known_to_table, post, text};
+use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
-use warmpath_tests::harness::{Engine, Indexer, Stack, StackOptions, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use warmpath_tests::harness::{
+    Client, Engine, Envoy, EnvoyConfig, EnvoyOptions, Indexer, Stack, StackOptions, eventually,
+};
 
 #[tokio::test]
 async fn prompts_go_to_their_holders_both_ways_of_holding() {
@@ -113,14 +118,14 @@ async fn a_clients_own_routing_header_is_ignored_even_when_nothing_is_decided() 
 async fn without_the_pause_flag_requests_are_let_go_instead_of_hanging() {
     let engines = vec![Engine::start(&[]).await.unwrap()];
     let indexer = Indexer::start(Indexer::config(&engines)).await.unwrap();
-    let mut config = warmpath_tests::harness::EnvoyConfig::shipped("warmpath.yaml").unwrap();
+    let mut config = EnvoyConfig::shipped("warmpath.yaml").unwrap();
     config.set_endpoints("engines", &[engines[0].address]).unwrap();
     config.set_endpoints("warmpath_indexer", &[indexer.address]).unwrap();
     let wasm = config.http_filter("warmpath").unwrap().pointer_mut("/typed_config/config").unwrap();
     wasm.as_object_mut().unwrap().remove("allow_on_headers_stop_iteration").expect("the flag is in the file");
-    let options = warmpath_tests::harness::EnvoyOptions::new(config);
-    let envoy = warmpath_tests::harness::Envoy::start(options).await.unwrap();
-    let client = warmpath_tests::harness::Client::new().unwrap();
+    let options = EnvoyOptions::new(config);
+    let envoy = Envoy::start(options).await.unwrap();
+    let client = Client::new().unwrap();
     let mut last = Duration::MAX;
     for _ in 0..4 {
         let start = std::time::Instant::now();
@@ -131,4 +136,63 @@ async fn without_the_pause_flag_requests_are_let_go_instead_of_hanging() {
     }
     assert!(last < Duration::from_millis(700), "after three rescues pausing ends: {last:?}");
     assert!(envoy.process.log().contains("allow_on_headers_stop_iteration"), "the log says what to do");
+}
+
+/// Three requests whose bodies came late once made a worker believe that its host never shows bodies.
+#[tokio::test]
+async fn slow_first_clients_do_not_switch_pausing_off() {
+    let stack = Stack::start(StackOptions::default()).await.unwrap();
+    let body = chat("x", "y", 1).to_string();
+    let slow = (0..4).map(async |_| {
+        let mut client = TcpStream::connect(stack.envoy.address).await.unwrap();
+        let path = super::CHAT;
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        client.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1600)).await;
+        client.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    });
+    futures::future::join_all(slow).await;
+    let decided = stack.filter_stat("decisions.cold").await.unwrap();
+    assert_eq!(decided, 0, "a request that was let go is not decided");
+    let system = text(31, 200);
+    let holder = known_to_table(&stack, &system).await;
+    assert_eq!(engine(&post(&stack, &chat(&system, "q", 1), &[]).await), holder.port());
+}
+
+#[tokio::test]
+async fn requests_that_are_not_understood_stay_with_the_engines_of_their_model() {
+    let mut engines = Vec::new();
+    for model in ["tiny", "tiny", "other", "other"] {
+        engines.push(Engine::start(&["--model", model]).await.unwrap());
+    }
+    let mut config = Indexer::config(&engines);
+    let mut other = config["models"][0].clone();
+    other["name"] = "other".into();
+    config["models"].as_array_mut().unwrap().push(other);
+    for endpoint in [2, 3] {
+        config["endpoints"][endpoint]["model"] = "other".into();
+    }
+    let indexer = Indexer::start(config).await.unwrap();
+    let mut config = EnvoyConfig::shipped("warmpath.yaml").unwrap();
+    config.set_endpoints("engines", &engines.iter().map(|e| e.address).collect::<Vec<_>>()).unwrap();
+    config.set_endpoints("warmpath_indexer", &[indexer.address]).unwrap();
+    config.set_filter_option("max_body_bytes", 20_000.into()).unwrap();
+    let envoy = Envoy::start(EnvoyOptions::new(config)).await.unwrap();
+    let mut stack = Stack::assemble(envoy, indexer, engines).unwrap();
+    stack.fleet_known().await.unwrap();
+    let of_other: Vec<u16> = stack.engines[2..].iter().map(|e| e.address.port()).collect();
+    let long = text(32, 10_000);
+    for i in 0..12 {
+        for content in [json!(["hi", i]), json!([{"text": "no type"}, i]), json!([{"type": "image_url"}]), json!(long)]
+        {
+            let body = json!({"model": "other", "messages": [{"role": "user", "content": content}], "max_tokens": 1});
+            let reply = post(&stack, &body, &[]).await;
+            let port: u16 = reply.header("x-engine").unwrap().parse().unwrap();
+            assert!(of_other.contains(&port), "sent to an engine of another model: {} {}", reply.status, reply.body);
+        }
+    }
 }
