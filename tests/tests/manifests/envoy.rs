@@ -17,7 +17,7 @@ async fn start_without_filter(file: &str, engines: &[SocketAddr]) -> Envoy {
 async fn start_with_clients_that_choose(engines: &[SocketAddr]) -> Envoy {
     let mut config = without_filter("warmpath.yaml", engines);
     let manager = config.at("/static_resources/listeners/0/filter_chains/0/filters/0/typed_config").unwrap();
-    manager.as_object_mut().unwrap().remove("early_header_mutation_extensions").expect("the header is stripped early");
+    manager.as_object_mut().unwrap().remove("early_header_mutation_extensions").unwrap();
     Envoy::start(EnvoyOptions::new(config)).await.unwrap()
 }
 
