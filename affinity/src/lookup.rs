@@ -2,8 +2,9 @@
 //!
 //! A holder of stride k holds all strides before it, so the deepest match can be found by bisection, in about
 //! `log2(strides)` page reads. Mostly it takes fewer: a conversation is held up to where its last message begins, or as
-//! a whole, so those two places are looked at first, and the search widens from there by doubling. One more read, at a
-//! quarter, shows whoever else holds enough to matter; each of these takes a few reads to settle.
+//! a whole, so those two places are looked at first, and the search widens from there by doubling. Where others than the
+//! deepest holder may be chosen, one more read, at a quarter, shows whoever holds enough to matter; each of these takes a
+//! few reads to settle.
 //! The number of probes is bounded; when it runs out, a holder's match is the deepest one seen (undercounted).
 
 use crate::fingerprint::Fingerprint;
@@ -110,7 +111,7 @@ impl<R: FnMut(u32) -> Option<Vec<u8>>> Probes<'_, R> {
     }
 }
 
-/// Deepest match of every endpoint that holds a quarter of the prompt or more, and of others that were met.
+/// The deepest match, and those of others that were met; with `others`, of every endpoint that holds a quarter or more.
 ///
 /// `prefixes[k-1]` is `fp_k`; `likely` is the stride at which the deepest match probably ends (any number is right, a
 /// good one is quicker); `read` gives a page's bytes by number.
@@ -118,13 +119,14 @@ pub fn lookup(
     prefixes: &[Fingerprint],
     layout: Layout,
     likely: u32,
+    others: bool,
     read: impl FnMut(u32) -> Option<Vec<u8>>,
 ) -> Vec<Match> {
     if prefixes.is_empty() {
         return Vec::new();
     }
     let mut probes = Probes { prefixes, layout, read, made: Vec::new() };
-    if probes.deepest(likely).is_some() {
+    if probes.deepest(likely).is_some() && others {
         probes.held((prefixes.len() as u32 / 4).max(1));
     }
 
@@ -182,13 +184,13 @@ mod tests {
         /// The naive model: each holder's depth as it was put in.
         #[test]
         fn every_holder_found_has_its_true_depth_and_the_deepest_is_always_found(
-            n in 1usize..500, depth in proptest::collection::vec(0u32..500, 0..4), likely in 0u32..600
+            n in 1usize..500, depth in proptest::collection::vec(0u32..500, 0..4), likely in 0u32..600, others: bool
         ) {
             let prefixes = prefixes(n);
             let depth: Vec<u32> = depth.iter().map(|d| d % (n as u32 + 1)).collect();
             let pages = pages(&prefixes, &depth, 3);
             let mut reads = 0;
-            let found = lookup(&prefixes, LAYOUT, likely, |page| { reads += 1; pages.get(page as usize).cloned() });
+            let found = lookup(&prefixes, LAYOUT, likely, others, |page| { reads += 1; pages.get(page as usize).cloned() });
             prop_assert!(reads <= PROBES);
             for m in &found {
                 prop_assert_eq!(m.stride, depth[usize::from(m.slot.0)]);
@@ -198,7 +200,7 @@ mod tests {
             prop_assert_eq!(found.iter().map(|m| m.stride).max().unwrap_or(0), best);
             for (slot, d) in depth.iter().enumerate() {
                 let met = found.iter().any(|m| usize::from(m.slot.0) == slot);
-                prop_assert!(met || *d < (n as u32 / 4).max(1), "{slot} holds {d} of {n}");
+                prop_assert!(met || !others || *d < (n as u32 / 4).max(1), "{slot} holds {d} of {n}");
             }
         }
 
@@ -206,7 +208,7 @@ mod tests {
         fn many_holders_are_undercounted_never_overcounted(depth in proptest::collection::vec(0u32..400, 40)) {
             let prefixes = prefixes(400);
             let pages = pages(&prefixes, &depth, 3);
-            for m in lookup(&prefixes, LAYOUT, 200, |page| pages.get(page as usize).cloned()) {
+            for m in lookup(&prefixes, LAYOUT, 200, true, |page| pages.get(page as usize).cloned()) {
                 prop_assert!(m.stride <= depth[usize::from(m.slot.0)]);
             }
         }
@@ -216,9 +218,9 @@ mod tests {
     fn pages_of_another_epoch_and_missing_pages_hold_nothing() {
         let prefixes = prefixes(50);
         let pages = pages(&prefixes, &[50], 4);
-        assert!(lookup(&prefixes, LAYOUT, 50, |page| pages.get(page as usize).cloned()).is_empty());
-        assert!(lookup(&prefixes, LAYOUT, 50, |_| None).is_empty());
-        assert!(lookup(&[], LAYOUT, 0, |_| None).is_empty());
+        assert!(lookup(&prefixes, LAYOUT, 50, true, |page| pages.get(page as usize).cloned()).is_empty());
+        assert!(lookup(&prefixes, LAYOUT, 50, true, |_| None).is_empty());
+        assert!(lookup(&[], LAYOUT, 0, true, |_| None).is_empty());
     }
 
     #[test]
@@ -227,7 +229,7 @@ mod tests {
         let reads = |depth: u32, likely: u32| {
             let pages = pages(&prefixes, &[depth, depth], 3);
             let mut reads = 0;
-            lookup(&prefixes, LAYOUT, likely, |page| {
+            lookup(&prefixes, LAYOUT, likely, true, |page| {
                 reads += 1;
                 pages.get(page as usize).cloned()
             });

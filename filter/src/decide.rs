@@ -103,7 +103,11 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     let mut matches = match known.layout() {
         Some(layout) if unknown.is_none() && silent_ms <= config.stale_after_ms.max(config.approximate_ttl_ms) => {
             let likely = length.saturating_sub(last) / fleet.stride.bytes();
-            lookup(&prefixes, layout, likely as u32, |page| host::shared(&keys.page(page)).map(|(bytes, _)| bytes))
+            // On an idle fleet the deepest holder it will be, whoever else holds some.
+            let busy = loads.fleet_in_flight() >= 2 * engines.len() as u64;
+            lookup(&prefixes, layout, likely as u32, busy, |page| {
+                host::shared(&keys.page(page)).map(|(bytes, _)| bytes)
+            })
         }
         _ => Vec::new(),
     };
@@ -136,13 +140,15 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     let beyond = (known_strides as usize + KEY_BEYOND).min(prefixes.len());
     let key = beyond.checked_sub(1).and_then(|k| prefixes.get(k)).copied().unwrap_or_else(|| short_key(&asked, body));
     let prompt = Prompt { tokens: tokens_of(length).max(Tokens(1)), key };
-    let choice = place(engines, prompt, &hits, sum(known, loads, engines), inputs.chance, |s| load(known, loads, s))?;
+    let mut read = Read { known, loads, seen: Vec::with_capacity(SHORTLIST) };
+    let fleet_load = read.sum(engines);
+    let choice = place(engines, prompt, &hits, fleet_load, inputs.chance, |slot| read.of(slot))?;
 
     let slot = *choice.slots.first()?;
     let names = choice.slots.iter().filter_map(|s| known.endpoint(*s)).map(|e| e.address.as_str());
     let header = names.collect::<Vec<_>>().join(",");
     let missing = Tokens(prompt.tokens.0.saturating_sub(choice.hit.0));
-    let queued = load(known, loads, slot).queued_tokens;
+    let queued = read.of(slot).queued_tokens;
     let charge = loads.charge(slot, missing);
 
     let held = matches.iter().filter(|m| m.slot == slot && table_fresh).map(|m| m.stride);
@@ -171,34 +177,47 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     Some(Decision { header, charge, placement, explanation })
 }
 
-/// An endpoint's load, all gateways together.
-fn load(known: &Known, loads: &Loads, slot: Slot) -> Load {
-    let here = loads.of(slot);
-    let (in_flight, queued) = known.endpoint(slot).map_or((0, 0), |e| (e.remote_in_flight, e.remote_queued_tokens));
-    Load {
-        in_flight: here.in_flight + u64::from(in_flight),
-        queued_tokens: here.queued_tokens + u64::from(queued),
-        recent_tokens: here.recent_tokens,
+/// Loads, all gateways together, each read once.
+struct Read<'a> {
+    known: &'a Known,
+    loads: &'a Loads,
+    seen: Vec<(Slot, Load)>,
+}
+
+impl Read<'_> {
+    fn of(&mut self, slot: Slot) -> Load {
+        if let Some((_, load)) = self.seen.iter().find(|(seen, _)| *seen == slot) {
+            return *load;
+        }
+        let load = add(self.loads.of(slot), self.remote(slot));
+        self.seen.push((slot, load));
+        load
+    }
+
+    fn remote(&self, slot: Slot) -> Load {
+        self.known.endpoint(slot).map_or_else(Load::default, |e| Load {
+            in_flight: u64::from(e.remote_in_flight),
+            queued_tokens: u64::from(e.remote_queued_tokens),
+            recent_tokens: 0,
+        })
+    }
+
+    /// The sum over all engines. A large fleet is not read one by one: there it is this gateway's own sums, which other
+    /// models share, and what the others report.
+    fn sum(&mut self, engines: &[Engine]) -> Load {
+        if engines.len() <= SHORTLIST {
+            return engines.iter().map(|e| self.of(e.slot)).fold(Load::default(), add);
+        }
+        engines.iter().map(|e| self.remote(e.slot)).fold(self.loads.fleet(), add)
     }
 }
 
-/// The sum over all engines, of the same kind as [`load`]. A large fleet is not read one by one: there it is this
-/// gateway's own sums, which other models share, and what the others report.
-fn sum(known: &Known, loads: &Loads, engines: &[Engine]) -> Load {
-    let add = |a: Load, b: Load| Load {
+fn add(a: Load, b: Load) -> Load {
+    Load {
         in_flight: a.in_flight + b.in_flight,
         queued_tokens: a.queued_tokens + b.queued_tokens,
         recent_tokens: a.recent_tokens + b.recent_tokens,
-    };
-    if engines.len() <= SHORTLIST {
-        return engines.iter().map(|e| load(known, loads, e.slot)).fold(Load::default(), add);
     }
-    let remote = engines.iter().filter_map(|e| known.endpoint(e.slot)).map(|e| Load {
-        in_flight: u64::from(e.remote_in_flight),
-        queued_tokens: u64::from(e.remote_queued_tokens),
-        recent_tokens: 0,
-    });
-    remote.fold(loads.fleet(), add)
 }
 
 /// Writes a placement's marks to their places.

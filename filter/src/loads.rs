@@ -79,6 +79,11 @@ impl Loads {
         self.gauges(slot).map(|g| g.read()).unwrap_or_default()
     }
 
+    /// Requests in flight on all endpoints.
+    pub fn fleet_in_flight(&self) -> u64 {
+        self.fleet.in_flight.get()
+    }
+
     /// The sum over all endpoints.
     pub fn fleet(&self) -> Load {
         self.fleet.read()

@@ -61,7 +61,6 @@ struct Options {
 struct Bench {
     plain: Envoy,
     warm: Envoy,
-    startup: Startup,
     client: Client,
     // Held, as both end when dropped.
     _indexer: Indexer,
@@ -72,6 +71,8 @@ struct Bench {
 async fn main() -> Result<()> {
     let options = Options::parse();
     let cores = Cores::split()?;
+    // Before anything is pinned: Envoy compiles the module on as many cores as it has.
+    let startup = Startup::measure().await?;
     cores.keep_off(std::process::id())?;
     let chosen = SIZES.iter().filter(|(name, ..)| options.size.as_deref().is_none_or(|size| size == *name));
     let sizes: Vec<(&str, Vec<Value>)> = chosen
@@ -92,9 +93,9 @@ async fn main() -> Result<()> {
         let requests: Vec<Vec<u8>> = bodies.iter().map(|body| load::request(&body.to_string())).collect();
         results.push(bench.measure(name, &requests, &options).await?);
     }
-    report::print(&results, &bench.startup);
+    report::print(&results, &startup);
     if let Some(path) = &options.json {
-        let text = format!("{:#}\n", report::json(&results, &bench.startup));
+        let text = format!("{:#}\n", report::json(&results, &startup));
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
@@ -133,10 +134,8 @@ impl Bench {
         warm.set_endpoints("engines", backends)?;
         warm.set_endpoints("warmpath_indexer", &[indexer.address])?;
         let quiet = |config| EnvoyOptions { log_level: "warn", ..EnvoyOptions::new(config) };
-        let (plain, warm) = (quiet(plain), quiet(warm));
-        let startup = Startup::measure(&plain, &warm).await?;
-        let (plain, warm) = (Envoy::start(plain).await?, Envoy::start(warm).await?);
-        Ok(Self { plain, warm, startup, client, _indexer: indexer, _engines: engines })
+        let (plain, warm) = (Envoy::start(quiet(plain)).await?, Envoy::start(quiet(warm)).await?);
+        Ok(Self { plain, warm, client, _indexer: indexer, _engines: engines })
     }
 
     /// Waits until each conversation goes to the engine that holds it, for that reason, and all of it is a hit.

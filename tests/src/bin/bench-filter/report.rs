@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde_json::{Value, json};
-use warmpath_tests::harness::{Envoy, EnvoyOptions};
+use warmpath_tests::harness::{Envoy, EnvoyConfig, EnvoyOptions};
 
 /// Where the target applies: a long chat.
 const TARGET_SIZE: &str = "30kb";
@@ -25,10 +25,12 @@ impl Startup {
     /// What the module may add, mostly Envoy compiling it.
     const MAY_ADD: f64 = 1.0;
 
-    pub async fn measure(plain: &EnvoyOptions, warm: &EnvoyOptions) -> Result<Self> {
+    pub async fn measure() -> Result<Self> {
+        let options = |file| anyhow::Ok(EnvoyOptions::new(EnvoyConfig::shipped(file)?));
+        let (plain, warm) = (options("round-robin.yaml")?, options("warmpath.yaml")?);
         let mut least = Self { plain: f64::MAX, warm: f64::MAX };
         for _ in 0..Self::STARTS {
-            for (options, seconds) in [(plain, &mut least.plain), (warm, &mut least.warm)] {
+            for (options, seconds) in [(&plain, &mut least.plain), (&warm, &mut least.warm)] {
                 let start = Instant::now();
                 let _envoy = Envoy::start(options.clone()).await?;
                 *seconds = seconds.min(start.elapsed().as_secs_f64());
