@@ -82,6 +82,8 @@ pub struct Stream {
     /// Released when the stream is dropped.
     charge: Option<Charge>,
     first_byte_seen: bool,
+    /// Whether the charge is known to be with the endpoint that answers.
+    settled: bool,
 }
 
 impl Stream {
@@ -95,6 +97,7 @@ impl Stream {
             explanation: None,
             charge: None,
             first_byte_seen: false,
+            settled: false,
         }
     }
 
@@ -237,7 +240,6 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _: usize, end: bool) -> Action {
-        self.settle();
         if end {
             self.first_byte();
         }
@@ -247,7 +249,12 @@ impl HttpContext for Stream {
         Action::Continue
     }
 
-    fn on_http_response_body(&mut self, _: usize, _: bool) -> Action {
+    fn on_http_response_body(&mut self, _: usize, end: bool) -> Action {
+        // An answer that comes in one piece is over now: whose charge it was no longer matters.
+        if self.first_byte_seen && !end && !self.settled {
+            self.settled = true;
+            self.settle();
+        }
         self.first_byte();
         Action::Continue
     }
