@@ -105,9 +105,7 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
             let likely = length.saturating_sub(last) / fleet.stride.bytes();
             // On an idle fleet the deepest holder it will be, whoever else holds some.
             let busy = loads.fleet_in_flight() >= 2 * engines.len() as u64;
-            lookup(&prefixes, layout, likely as u32, busy, |page| {
-                host::shared(&keys.page(page)).map(|(bytes, _)| bytes)
-            })
+            lookup(&prefixes, layout, likely as u32, busy, |page| host::read_shared(&keys.page(page)))
         }
         _ => Vec::new(),
     };
@@ -122,8 +120,8 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
         .map_or(BYTES_PER_TOKEN, |m| f64::from(m.stride) * fleet.stride.bytes() as f64 / f64::from(m.tokens.0));
     let tokens_of = |bytes: usize| Tokens((bytes as f64 / per_token) as u32);
     let depth = deepest.map_or(0, |m| m.stride);
-    let predicted = predict(&prefixes, depth, now_ms, |place| host::shared(&keys.place(place)).map(|(bytes, _)| bytes))
-        .filter(|p| selectable(p.slot));
+    let predicted =
+        predict(&prefixes, depth, now_ms, |place| host::read_shared(&keys.place(place))).filter(|p| selectable(p.slot));
 
     let from_table = matches.iter().map(|m| Hit {
         slot: m.slot,

@@ -146,6 +146,11 @@ pub fn shared(key: &str) -> Option<(Vec<u8>, u32)> {
     own(status, data, size).map(|v| (v, cas))
 }
 
+/// A value of shared data that is not going to be swapped.
+pub fn read_shared(key: &str) -> Option<Vec<u8>> {
+    shared(key).map(|(value, _)| value)
+}
+
 /// Writes shared data. With `cas` only if nobody wrote since; but a key that is missing is always written.
 pub fn set_shared(key: &str, value: &[u8], cas: Option<u32>) -> bool {
     // SAFETY: the host reads both.

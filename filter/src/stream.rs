@@ -81,9 +81,8 @@ pub struct Stream {
     explanation: Option<Explanation>,
     /// Released when the stream is dropped.
     charge: Option<Charge>,
-    first_byte_seen: bool,
-    /// Whether the charge is known to be with the endpoint that answers.
-    settled: bool,
+    /// Pieces of the answer's body seen so far.
+    pieces: u32,
 }
 
 impl Stream {
@@ -96,8 +95,7 @@ impl Stream {
             explain: false,
             explanation: None,
             charge: None,
-            first_byte_seen: false,
-            settled: false,
+            pieces: 0,
         }
     }
 
@@ -157,11 +155,8 @@ impl Stream {
     }
 
     fn first_byte(&mut self) {
-        if !self.first_byte_seen {
-            self.first_byte_seen = true;
-            if let Some(charge) = &mut self.charge {
-                charge.first_byte();
-            }
+        if let Some(charge) = &mut self.charge {
+            charge.first_byte();
         }
     }
 
@@ -251,8 +246,8 @@ impl HttpContext for Stream {
 
     fn on_http_response_body(&mut self, _: usize, end: bool) -> Action {
         // An answer that comes in one piece is over now: whose charge it was no longer matters.
-        if self.first_byte_seen && !end && !self.settled {
-            self.settled = true;
+        self.pieces = self.pieces.saturating_add(1);
+        if self.pieces == 2 && !end {
             self.settle();
         }
         self.first_byte();

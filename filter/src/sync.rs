@@ -168,7 +168,7 @@ impl Sync {
 
 /// What this gateway has.
 fn versions(plugin: &Plugin) -> Versions {
-    host::shared(&plugin.keys.versions).and_then(|(bytes, _)| Versions::decode(&bytes)).unwrap_or_default()
+    host::read_shared(&plugin.keys.versions).and_then(|bytes| Versions::decode(&bytes)).unwrap_or_default()
 }
 
 /// Writes a reply to shared data; `None` if it was cut off or makes no sense.
@@ -219,7 +219,7 @@ fn loads(plugin: &Plugin) -> Vec<Load> {
 /// This gateway's name: random, made once and kept in shared data.
 fn gateway(plugin: &Plugin) -> u64 {
     let read = |bytes: &[u8]| bytes.first_chunk().map(|b| u64::from_le_bytes(*b));
-    if let Some(name) = host::shared(&plugin.keys.gateway).and_then(|(b, _)| read(&b)) {
+    if let Some(name) = host::read_shared(&plugin.keys.gateway).and_then(|b| read(&b)) {
         return name;
     }
     let name = plugin.random();

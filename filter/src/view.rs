@@ -98,7 +98,8 @@ impl Known {
 
     /// The endpoint of a slot.
     pub fn endpoint(&self, slot: Slot) -> Option<&Endpoint> {
-        self.fleet.as_ref()?.endpoints.iter().find(|e| e.slot == slot)
+        let endpoints = &self.fleet.as_ref()?.endpoints;
+        endpoints.binary_search_by_key(&slot, |e| e.slot).ok().and_then(|at| endpoints.get(at))
     }
 
     /// The endpoint at an address.
@@ -137,7 +138,7 @@ impl View {
                 known.prompts = read_prompts(keys).or(known.prompts.take());
             }
             known.seen_fleet = fleet;
-            if let Some(page) = host::shared(&keys.fleet).and_then(|(bytes, _)| Fleet::decode(&bytes)) {
+            if let Some(page) = host::read_shared(&keys.fleet).and_then(|bytes| Fleet::decode(&bytes)) {
                 let models = known.prompts.as_ref().map_or(0, |p| p.len());
                 known.engines = engines_by_model(&page, models);
                 for endpoint in &page.endpoints {
@@ -151,8 +152,7 @@ impl View {
 }
 
 fn read_prompts(keys: &Keys) -> Option<Prompts> {
-    let (bytes, _) = host::shared(&keys.profiles)?;
-    let (prompts, failed) = Prompts::new(Profiles::decode(&bytes)?);
+    let (prompts, failed) = Prompts::new(Profiles::decode(&host::read_shared(&keys.profiles)?)?);
     for (model, why) in failed {
         log::warn!("warmpath: chat prompts of model `{model}` cannot be known, they are placed by load: {why}");
     }

@@ -238,7 +238,7 @@ impl Index {
         let mut before = stored.parent;
         let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
         for (i, (hash, tokens)) in blocks.enumerate() {
-            let matchable = i < stored.readable && self.is_canonical(slot, stored, before, tokens);
+            let matchable = i < stored.readable && self.is_canonical(slot, stored, *hash, before, tokens);
             if !self.put(slot, *hash, stored.tier, anchor, tokens, matchable) {
                 // What follows would only be orphans.
                 self.stats.refused += (stored.hashes.len() - i) as u64;
@@ -256,10 +256,12 @@ impl Index {
         }
     }
 
-    /// False for a block that was generated with tokens that no prompt will have.
-    fn is_canonical(&self, slot: Slot, stored: &Stored, before: Option<u64>, tokens: &[u32]) -> bool {
+    /// False for a block that was generated with tokens that no prompt will have. Not asked of one more copy of a
+    /// block: its place is known.
+    fn is_canonical(&self, slot: Slot, stored: &Stored, hash: u64, before: Option<u64>, tokens: &[u32]) -> bool {
         let Some(endpoint) = self.endpoints.get(&slot) else { return true };
-        let may_be_generated = stored.parent.is_some() && stored.hashes.len() <= GENERATED_AT_MOST;
+        let may_be_generated =
+            stored.parent.is_some() && stored.hashes.len() <= GENERATED_AT_MOST && !endpoint.blocks.contains_key(&hash);
         let tail = before.map_or(&[][..], |before| self.tails.get(slot, before));
         !may_be_generated || endpoint.vocabulary.is_canonical(tail, tokens)
     }
