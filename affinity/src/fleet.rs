@@ -104,10 +104,7 @@ impl Fleet {
     /// `None` if these are not the bytes of a fleet page.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut r = Reader(bytes);
-        if r.u8()? != VERSION {
-            return None;
-        }
+        let mut r = Reader::of_version(bytes, VERSION)?;
         Some(Self {
             epoch: r.u32()?,
             table_bits: r.u8()?,
@@ -193,10 +190,7 @@ impl Profiles {
     /// `None` if these are not the bytes of a profiles page.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut r = Reader(bytes);
-        if r.u8()? != VERSION {
-            return None;
-        }
+        let mut r = Reader::of_version(bytes, VERSION)?;
         let models = r.list(19, |r| {
             Some(Profile {
                 name: r.string()?,

@@ -148,11 +148,8 @@ impl<'a> PageView<'a> {
     /// `None` if these are not the bytes of a page.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let mut r = Reader(bytes);
-        let (version, _, n, epoch) = (r.u8()?, r.u8()?, usize::from(r.u16()?), r.u32()?);
-        if version != VERSION {
-            return None;
-        }
+        let mut r = Reader::of_version(bytes, VERSION)?;
+        let (_, n, epoch) = (r.u8()?, usize::from(r.u16()?), r.u32()?);
         let keys = r.take(n * 4)?.as_chunks::<4>().0;
         let values = r.take(n * 4)?.as_chunks::<4>().0;
         Some(Self { keys, values, sets: r.0.as_chunks::<2>().0, epoch })

@@ -102,10 +102,7 @@ impl Request {
     /// `None` if this is not a request.
     #[must_use]
     pub fn decode(body: &[u8]) -> Option<Self> {
-        let mut r = Reader(body);
-        if r.u8()? != VERSION {
-            return None;
-        }
+        let mut r = Reader::of_version(body, VERSION)?;
         Some(Self {
             gateway: r.u64()?,
             have: read_versions(&mut r)?,
@@ -134,10 +131,7 @@ pub fn encode_placements(gateway: u64, placements: &[Placement]) -> Vec<u8> {
 /// Mirror of [`encode_placements`]; `None` if these are not placements.
 #[must_use]
 pub fn decode_placements(body: &[u8]) -> Option<(u64, Vec<Placement>)> {
-    let mut r = Reader(body);
-    if r.u8()? != VERSION {
-        return None;
-    }
+    let mut r = Reader::of_version(body, VERSION)?;
     let gateway = r.u64()?;
     let placements = r.list(6, |r| {
         Some(Placement {

@@ -4,6 +4,12 @@
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
+    /// What comes after the version that every message begins with; `None` if it is another one.
+    pub(crate) fn of_version(bytes: &'a [u8], version: u8) -> Option<Self> {
+        let mut reader = Self(bytes);
+        (reader.u8()? == version).then_some(reader)
+    }
+
     pub(crate) fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let (head, tail) = self.0.split_at_checked(n)?;
         self.0 = tail;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Client, Process, eventually, free_port, paths};
+use super::{Client, Process, free_port, paths};
 
 /// The model's name that simulators serve unless told another.
 pub const MODEL: &str = "tiny";
@@ -66,11 +66,7 @@ impl Engine {
 
     async fn ready(&mut self) -> Result<()> {
         let (client, url) = (self.client.clone(), self.url("/health"));
-        eventually("the engine simulator serves", Duration::from_secs(20), async || {
-            self.process.ensure_running()?;
-            Ok(client.get(&url).await.is_ok_and(|reply| reply.status == 200))
-        })
-        .await
+        self.process.serves("the engine simulator serves", &client, &url, Duration::from_secs(20)).await
     }
 
     /// The URL of a path on it.

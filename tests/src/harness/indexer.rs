@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Client, Engine, MODEL, Process, eventually, free_port, paths};
+use super::{Client, Engine, MODEL, Process, free_port, paths};
 use crate::sim::fixture_tokenizer;
 
 /// An indexer that serves. Stopped when dropped.
@@ -75,11 +75,7 @@ impl Indexer {
 
     async fn ready(&mut self) -> Result<()> {
         let (client, url) = (self.client.clone(), self.url("/readyz"));
-        eventually("the indexer is ready", Duration::from_secs(30), async || {
-            self.process.ensure_running()?;
-            Ok(client.get(&url).await.is_ok_and(|reply| reply.status == 200))
-        })
-        .await
+        self.process.serves("the indexer is ready", &client, &url, Duration::from_secs(30)).await
     }
 
     /// The URL of a path on it.

@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, bail};
 
-use super::paths;
+use super::{Client, eventually, paths};
 
 /// A running program with a directory of its own. Killed when dropped, and when this process dies in whatever way.
 #[derive(Debug)]
@@ -72,6 +73,15 @@ impl Process {
             bail!("{} has ended ({status}); the last of {}/log:\n{last}", self.name, self.directory.display());
         }
         Ok(())
+    }
+
+    /// Waits until `url` answers 200. `what` says so in the error.
+    pub(super) async fn serves(&mut self, what: &str, client: &Client, url: &str, patience: Duration) -> Result<()> {
+        eventually(what, patience, async || {
+            self.ensure_running()?;
+            Ok(client.get(url).await.is_ok_and(|reply| reply.status == 200))
+        })
+        .await
     }
 
     /// Sends a signal by name: "STOP" freezes it, "CONT" lets it go on, "TERM" asks it to end.
@@ -168,7 +178,7 @@ mod tests {
     #[test]
     fn a_process_outlives_the_thread_that_started_it() {
         let mut process = thread::spawn(|| start("exec sleep 60")).join().unwrap();
-        thread::sleep(std::time::Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
         process.ensure_running().unwrap();
     }
 }

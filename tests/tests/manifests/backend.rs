@@ -1,5 +1,6 @@
 //! A server that says what reached it.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
@@ -9,6 +10,7 @@ use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
+use warmpath_tests::harness::{Client, Envoy};
 
 /// The header that names endpoints.
 pub const ENDPOINT: &str = "x-gateway-destination-endpoint";
@@ -66,4 +68,19 @@ pub fn addresses(backends: &[Backend]) -> Vec<SocketAddr> {
 /// Which backend gave this answer.
 pub fn answered_by(answer: &Value) -> SocketAddr {
     answer["by"].as_str().unwrap().parse().unwrap()
+}
+
+/// Asks a gateway 30 times for the first backend by the routing header, which must not be listened to nor passed on.
+/// `what` names the gateway where it is.
+pub async fn assert_clients_cannot_choose(what: &str, envoy: &Envoy, backends: &[Backend]) {
+    let (client, wanted) = (Client::new().unwrap(), backends[0].address.to_string());
+    let mut answering = HashSet::new();
+    for _ in 0..30 {
+        let headers = [(ENDPOINT, wanted.as_str())];
+        let reply = client.post(&envoy.url("/v1/completions"), &headers, &"a prompt".into()).await.unwrap();
+        let answer = reply.json().unwrap();
+        assert!(answer["endpoint"].is_null(), "{what} passed the client's header on: {answer}");
+        answering.insert(answered_by(&answer));
+    }
+    assert!(answering.len() > 1, "{what} sent all 30 requests to the backend the client named");
 }

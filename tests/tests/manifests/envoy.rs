@@ -1,11 +1,10 @@
 //! What the shipped configurations promise without any help from the filter.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use warmpath_tests::harness::{Client, Envoy, EnvoyConfig, EnvoyOptions, free_port, repository};
 
-use crate::backend::{Backend, ENDPOINT, addresses, answered_by};
+use crate::backend::{Backend, ENDPOINT, addresses, answered_by, assert_clients_cannot_choose};
 
 /// A shipped configuration in front of these addresses, without the filter. What is tested so holds when the filter is
 /// taken out, or has let a request through without a word.
@@ -44,16 +43,7 @@ async fn a_client_cannot_choose_the_engine_even_without_the_filter() {
     for file in ["warmpath.yaml", "warmpath-buffer.yaml"] {
         let backends = Backend::start_some::<3>().await;
         let envoy = start_without_filter(file, &addresses(&backends)).await;
-        let (client, wanted) = (Client::new().unwrap(), backends[0].address.to_string());
-        let mut answering = HashSet::new();
-        for _ in 0..30 {
-            let headers = [(ENDPOINT, wanted.as_str())];
-            let reply = client.post(&envoy.url("/v1/completions"), &headers, &"a prompt".into()).await.unwrap();
-            let answer = reply.json().unwrap();
-            assert!(answer["endpoint"].is_null(), "{file} passed the client's header on: {answer}");
-            answering.insert(answered_by(&answer));
-        }
-        assert!(answering.len() > 1, "{file} sent all 30 requests to the engine the client named");
+        assert_clients_cannot_choose(file, &envoy, &backends).await;
     }
 }
 

@@ -1,11 +1,9 @@
 //! The Istio manifests: valid, consistent, and doing in a real Envoy what their comments say.
 
-use std::collections::HashSet;
-
 use serde_json::{Value, json};
 use warmpath_tests::harness::{Client, Envoy, EnvoyConfig, EnvoyOptions, module};
 
-use crate::backend::{Backend, ENDPOINT, addresses, answered_by};
+use crate::backend::{Backend, ENDPOINT, addresses, answered_by, assert_clients_cannot_choose};
 use crate::schema::{complaints, documents};
 
 const FILES: [&str; 3] = ["istio/services.yaml", "istio/gateway.yaml", "istio/warmpath.yaml"];
@@ -192,16 +190,7 @@ async fn envoy_serves_istios_gateway_with_the_patches_and_the_plugin() {
 async fn a_client_cannot_choose_the_pod_while_the_plugin_is_missing() {
     let backends = Backend::start_some::<3>().await;
     let envoy = Envoy::start(EnvoyOptions::new(gateway(&backends, false))).await.unwrap();
-    let (client, wanted) = (Client::new().unwrap(), backends[0].address.to_string());
-    let mut answering = HashSet::new();
-    for _ in 0..30 {
-        let headers = [(ENDPOINT, wanted.as_str())];
-        let reply = client.post(&envoy.url("/v1/completions"), &headers, &"a prompt".into()).await.unwrap();
-        let answer = reply.json().unwrap();
-        assert!(answer["endpoint"].is_null(), "the client's header reached the pod: {answer}");
-        answering.insert(answered_by(&answer));
-    }
-    assert!(answering.len() > 1, "all 30 requests went to the pod the client named");
+    assert_clients_cannot_choose("Istio's gateway", &envoy, &backends).await;
 }
 
 #[tokio::test]
