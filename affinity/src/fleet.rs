@@ -149,19 +149,114 @@ pub struct Profile {
     pub aliases: Vec<String>,
     /// LoRA adapters it serves: each is a namespace of its own.
     pub adapters: Vec<String>,
-    /// The chat template (Jinja); `None` when chat prompts cannot be known.
-    pub chat_template: Option<String>,
+    /// What renders its chats.
+    pub renderer: Renderer,
     /// Special tokens by the names templates use: `bos_token`, `eos_token`, ...
     pub special_tokens: Vec<(String, String)>,
+    /// The engine's `--default-chat-template-kwargs`: a JSON object, or empty.
+    pub default_kwargs: String,
+    /// The engine runs with `--exclude-tools-when-tool-choice-none`.
+    pub exclude_unused_tools: bool,
+    /// The engine runs with `--trust-request-chat-template`.
+    pub trust_request_template: bool,
     /// Text the tokenizer puts before a completions prompt: the BOS token where it adds one, else empty.
     pub completion_prefix: String,
-    /// Literal texts of added tokens that swallow whitespace or are otherwise normalised: a prompt that holds one
-    /// cannot be known yet.
-    pub opaque_texts: Vec<String>,
-    /// Whether any prompt of this model is unknown (a normaliser or prefix space the filter cannot reproduce).
-    pub opaque: bool,
+    /// Text the tokenizer puts behind one: hardly ever any.
+    pub completion_suffix: String,
+    /// What the tokenizer does to a text before it cuts it into tokens.
+    pub spelling: Spelling,
+    /// The engine's clock against UTC, in seconds east.
+    pub utc_offset: i32,
+    /// Why none of its prompts can be known, in a word; empty if they can. Set when a self-test has failed, too.
+    pub opaque: String,
+    /// Prompts given as token ids are in the table, in a namespace of their own.
+    pub token_ids: bool,
     /// Bytes of prompt per token, roughly: estimates the length of prompts nobody holds.
     pub bytes_per_token: u8,
+}
+
+/// What turns a chat into text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Renderer {
+    /// Nothing known here: chats are unknown.
+    #[default]
+    None,
+    /// The model's Jinja templates. The one named `default` serves, but `tool_use` serves requests with tools, if there.
+    Jinja(Vec<Template>),
+    /// OpenAI's format of gpt-oss.
+    Harmony,
+    /// Mistral's own, as `mistral-common` writes it.
+    Mistral(MistralFormat),
+}
+
+/// A chat template.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Template {
+    /// `default`, `tool_use`, or another.
+    pub name: String,
+    /// Its Jinja source.
+    pub source: String,
+    /// Contents are handed to it as lists of parts (vLLM's content format `openai`), not as text.
+    pub takes_parts: bool,
+}
+
+/// One of Mistral's formats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MistralFormat {
+    /// 1, 2, 3, 7, 11, 13, ...
+    pub version: u8,
+    /// Tekken, not SentencePiece.
+    pub tekken: bool,
+}
+
+/// What a tokenizer does to a text before it cuts it into tokens, as far as the tokens' bytes tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spelling {
+    /// Added tokens that do more than stand for their text, and, where [`Spelling::steps`] is not empty, all of them.
+    pub added: Vec<AddedToken>,
+    /// Done to each piece of text between added tokens, in this order.
+    pub steps: Vec<SpellingStep>,
+}
+
+/// A token that is found in a text before anything else is done to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its text.
+    pub text: String,
+    /// Swallows the whitespace before it.
+    pub lstrip: bool,
+    /// Swallows the whitespace behind it.
+    pub rstrip: bool,
+    /// Only found as a word of its own.
+    pub single_word: bool,
+    /// Looked for after the steps, not before.
+    pub normalized: bool,
+}
+
+/// One thing done to a piece of text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpellingStep {
+    /// Unicode's canonical composition.
+    Nfc,
+    /// Puts this before every piece that is not empty.
+    Prepend(String),
+    /// Puts a space before every piece that does not begin with whitespace or a space; `first_only`: only before one at the text's start.
+    PrefixSpace {
+        /// Not before pieces behind added tokens.
+        first_only: bool,
+    },
+    /// Replaces one text by another.
+    Replace(String, String),
+}
+
+impl Profile {
+    /// The template of chats with or without tools, as transformers chooses it.
+    #[must_use]
+    pub fn template(&self, tools: bool) -> Option<&Template> {
+        let Renderer::Jinja(templates) = &self.renderer else { return None };
+        let named = |name: &str| templates.iter().find(|template| template.name == name);
+        named("tool_use").filter(|_| tools).or_else(|| named("default"))
+    }
 }
 
 impl Profiles {
@@ -174,14 +269,36 @@ impl Profiles {
             out.string(&p.name);
             out.list(&p.aliases, |out, s| out.string(s));
             out.list(&p.adapters, |out, s| out.string(s));
-            out.option(p.chat_template.as_deref(), |out, s| out.string(s));
+            match &p.renderer {
+                Renderer::None => out.u8(0),
+                Renderer::Jinja(templates) => {
+                    out.u8(1);
+                    out.list(templates, |out, t| {
+                        out.string(&t.name);
+                        out.string(&t.source);
+                        out.u8(u8::from(t.takes_parts));
+                    });
+                }
+                Renderer::Harmony => out.u8(2),
+                Renderer::Mistral(format) => {
+                    out.u8(3);
+                    out.u8(format.version);
+                    out.u8(u8::from(format.tekken));
+                }
+            }
             out.list(&p.special_tokens, |out, (name, text)| {
                 out.string(name);
                 out.string(text);
             });
+            out.string(&p.default_kwargs);
+            out.u8(u8::from(p.exclude_unused_tools));
+            out.u8(u8::from(p.trust_request_template));
             out.string(&p.completion_prefix);
-            out.list(&p.opaque_texts, |out, s| out.string(s));
-            out.u8(u8::from(p.opaque));
+            out.string(&p.completion_suffix);
+            p.spelling.encode(out);
+            out.u32(p.utc_offset.cast_unsigned());
+            out.string(&p.opaque);
+            out.u8(u8::from(p.token_ids));
             out.u8(p.bytes_per_token);
         });
         out
@@ -191,20 +308,79 @@ impl Profiles {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut r = Reader::of_version(bytes, VERSION)?;
-        let models = r.list(19, |r| {
+        let models = r.list(32, |r| {
             Some(Profile {
                 name: r.string()?,
                 aliases: r.list(4, Reader::string)?,
                 adapters: r.list(4, Reader::string)?,
-                chat_template: r.option(Reader::string)?,
+                renderer: match r.u8()? {
+                    0 => Renderer::None,
+                    1 => Renderer::Jinja(r.list(9, |r| {
+                        Some(Template { name: r.string()?, source: r.string()?, takes_parts: r.u8()? != 0 })
+                    })?),
+                    2 => Renderer::Harmony,
+                    3 => Renderer::Mistral(MistralFormat { version: r.u8()?, tekken: r.u8()? != 0 }),
+                    _ => return None,
+                },
                 special_tokens: r.list(8, |r| Some((r.string()?, r.string()?)))?,
+                default_kwargs: r.string()?,
+                exclude_unused_tools: r.u8()? != 0,
+                trust_request_template: r.u8()? != 0,
                 completion_prefix: r.string()?,
-                opaque_texts: r.list(4, Reader::string)?,
-                opaque: r.u8()? != 0,
+                completion_suffix: r.string()?,
+                spelling: Spelling::decode(r)?,
+                utc_offset: r.u32()?.cast_signed(),
+                opaque: r.string()?,
+                token_ids: r.u8()? != 0,
                 bytes_per_token: r.u8()?,
             })
         })?;
         Some(Self { models })
+    }
+}
+
+impl Spelling {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.list(&self.added, |out, token| {
+            out.string(&token.text);
+            let flags = [token.lstrip, token.rstrip, token.single_word, token.normalized];
+            out.u8(flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag)));
+        });
+        out.list(&self.steps, |out, step| match step {
+            SpellingStep::Nfc => out.u8(0),
+            SpellingStep::Prepend(text) => {
+                out.u8(1);
+                out.string(text);
+            }
+            SpellingStep::PrefixSpace { first_only } => {
+                out.u8(2);
+                out.u8(u8::from(*first_only));
+            }
+            SpellingStep::Replace(from, to) => {
+                out.u8(3);
+                out.string(from);
+                out.string(to);
+            }
+        });
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Option<Self> {
+        let added = r.list(5, |r| {
+            let text = r.string()?;
+            let flags = r.u8()?;
+            let flag = |bit: u8| flags >> bit & 1 == 1;
+            Some(AddedToken { text, lstrip: flag(0), rstrip: flag(1), single_word: flag(2), normalized: flag(3) })
+        })?;
+        let steps = r.list(1, |r| {
+            Some(match r.u8()? {
+                0 => SpellingStep::Nfc,
+                1 => SpellingStep::Prepend(r.string()?),
+                2 => SpellingStep::PrefixSpace { first_only: r.u8()? != 0 },
+                3 => SpellingStep::Replace(r.string()?, r.string()?),
+                _ => return None,
+            })
+        })?;
+        Some(Self { added, steps })
     }
 }
 
@@ -234,14 +410,39 @@ mod tests {
             name: "tiny".into(),
             aliases: vec!["t".into()],
             adapters: vec!["lora".into()],
-            chat_template: Some("{{ messages }}".into()),
+            renderer: Renderer::Jinja(vec![Template {
+                name: "default".into(),
+                source: "{{ messages }}".into(),
+                takes_parts: true,
+            }]),
             special_tokens: vec![("bos_token".into(), "<s>".into())],
+            default_kwargs: "{}".into(),
+            exclude_unused_tools: true,
+            trust_request_template: true,
             completion_prefix: "<s>".into(),
-            opaque_texts: vec!["<|user|>".into()],
-            opaque: false,
+            completion_suffix: "</s>".into(),
+            spelling: Spelling {
+                added: vec![AddedToken {
+                    text: "<|user|>".into(),
+                    rstrip: true,
+                    normalized: true,
+                    ..AddedToken::default()
+                }],
+                steps: vec![
+                    SpellingStep::Nfc,
+                    SpellingStep::Prepend(" ".into()),
+                    SpellingStep::PrefixSpace { first_only: true },
+                    SpellingStep::Replace("a".into(), "b".into()),
+                ],
+            },
+            utc_offset: -3600,
+            opaque: "self_test".into(),
+            token_ids: true,
             bytes_per_token: 4,
         };
-        Profiles { models: vec![profile, Profile::default()] }
+        let of = |renderer| Profile { renderer, ..Profile::default() };
+        let mistral = MistralFormat { version: 13, tekken: true };
+        Profiles { models: vec![profile, of(Renderer::None), of(Renderer::Harmony), of(Renderer::Mistral(mistral))] }
     }
 
     #[test]

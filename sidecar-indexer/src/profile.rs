@@ -3,7 +3,7 @@
 use crate::canonical::Encoder;
 use crate::config::{Bos, Model};
 use crate::tokens::{Vocabulary, find, read_json, uses};
-use affinity::fleet::Profile;
+use affinity::fleet::{AddedToken, Profile, Renderer, Spelling, Template};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -52,12 +52,15 @@ pub fn load(model: &Model, base: &Path) -> Result<Loaded> {
         name: model.name.clone(),
         aliases: model.aliases.clone(),
         adapters: model.loras.clone(),
-        chat_template,
+        renderer: chat_template.map_or(Renderer::None, |source| {
+            Renderer::Jinja(vec![Template { name: "default".to_owned(), source, takes_parts: false }])
+        }),
         special_tokens,
         completion_prefix: prefix,
-        opaque_texts: whitespace_eaters(files.tokenizer.as_ref()),
-        opaque: obstacle.is_some(),
+        spelling: Spelling { added: whitespace_eaters(files.tokenizer.as_ref()), steps: Vec::new() },
+        opaque: if obstacle.is_some() { "tokenizer".to_owned() } else { String::new() },
         bytes_per_token: BYTES_PER_TOKEN,
+        ..Profile::default()
     };
     Ok(Loaded { vocabulary: files.vocabulary, profile, notes })
 }
@@ -157,12 +160,17 @@ fn template_prefix(tokenizer: Option<&Value>) -> String {
 }
 
 /// Added tokens that swallow the whitespace beside them, or match whole words only.
-fn whitespace_eaters(tokenizer: Option<&Value>) -> Vec<String> {
+fn whitespace_eaters(tokenizer: Option<&Value>) -> Vec<AddedToken> {
     let added = tokenizer.and_then(|t| t.get("added_tokens")).and_then(Value::as_array).into_iter().flatten();
     let set = |token: &Value, name: &str| token.get(name).and_then(Value::as_bool) == Some(true);
     added
-        .filter(|token| ["lstrip", "rstrip", "single_word"].iter().any(|name| set(token, name)))
-        .filter_map(|token| Some(token.get("content")?.as_str()?.to_owned()))
+        .filter_map(|token| {
+            let text = token.get("content")?.as_str()?.to_owned();
+            let [lstrip, rstrip, single_word, normalized] =
+                ["lstrip", "rstrip", "single_word", "normalized"].map(|name| set(token, name));
+            Some(AddedToken { text, lstrip, rstrip, single_word, normalized })
+        })
+        .filter(|token| token.lstrip || token.rstrip || token.single_word)
         .collect()
 }
 
@@ -232,9 +240,9 @@ mod tests {
         assert_eq!(loaded.notes, [""; 0]);
         assert_eq!(loaded.vocabulary.get(4094), Some(b"<|im_start|>".as_slice()));
         let profile = loaded.profile;
-        assert!(profile.chat_template.unwrap().contains("<|im_start|>"));
+        assert!(profile.template(false).unwrap().source.contains("<|im_start|>"));
         assert!(profile.special_tokens.contains(&("eos_token".into(), "<|im_end|>".into())));
-        assert_eq!((profile.completion_prefix.as_str(), profile.opaque), ("", false));
+        assert_eq!((profile.completion_prefix.as_str(), profile.opaque.as_str()), ("", ""));
         assert_eq!((profile.aliases, profile.adapters), (vec!["t".to_owned()], vec!["ada".to_owned()]));
     }
 
@@ -255,7 +263,7 @@ mod tests {
     #[test]
     fn a_built_in_vocabulary_has_no_template() {
         let loaded = fixture("{name: oss, tokenizer: 'tiktoken:o200k_harmony'}").unwrap();
-        assert_eq!(loaded.profile.chat_template, None);
+        assert_eq!(loaded.profile.renderer, Renderer::None);
         assert!(loaded.notes[0].contains("chat"));
     }
 
@@ -297,6 +305,7 @@ mod tests {
     fn tokens_that_swallow_whitespace_are_listed() {
         let phi =
             json!({"added_tokens": [{"id": 1, "content": "<|user|>", "rstrip": true}, {"id": 2, "content": "<s>"}]});
-        assert_eq!(whitespace_eaters(Some(&phi)), ["<|user|>"]);
+        let found = whitespace_eaters(Some(&phi));
+        assert_eq!(found, [AddedToken { text: "<|user|>".into(), rstrip: true, ..AddedToken::default() }]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::templates::Templates;
 use super::{Api, Asked, Prompts};
-use crate::fleet::{Profile, Profiles};
+use crate::fleet::{Profile, Profiles, Renderer, Template};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -66,7 +66,11 @@ const MORE: [&str; 22] = [
 
 fn prompts(template: &str, skeletons: bool) -> Prompts {
     let profile = Profile {
-        chat_template: Some(template.into()),
+        renderer: Renderer::Jinja(vec![Template {
+            name: "default".into(),
+            source: template.into(),
+            takes_parts: false,
+        }]),
         special_tokens: vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())],
         ..Profile::default()
     };

@@ -8,9 +8,11 @@
 //! that changes the prompt in a way this module does not reproduce makes the prompt [`Unknown`], with its reason.
 
 mod body;
+mod conversation;
 mod copying;
 #[cfg(test)]
 mod equivalence;
+mod json;
 mod lift;
 mod needles;
 mod scan;
@@ -109,7 +111,7 @@ impl Prompts {
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
         let (templates, failed) = Templates::new(&profiles);
-        let opaque = |profile: &Profile| Needles::new(profile.opaque_texts.iter().map(String::as_str));
+        let opaque = |profile: &Profile| Needles::new(profile.spelling.added.iter().map(|token| token.text.as_str()));
         let opaque = profiles.models.iter().map(opaque).collect();
         (Self { profiles, templates, opaque }, failed)
     }
@@ -181,7 +183,7 @@ impl Prompts {
         namespace: &str,
     ) -> Result<Canonical, Unknown> {
         let profile = self.profile(model).ok_or(Unknown::Model)?;
-        if profile.opaque {
+        if !profile.opaque.is_empty() {
             return Err(Unknown::Feature("tokenizer"));
         }
         body.unreproduced().map_or(Ok(()), |what| Err(Unknown::Feature(what)))?;
@@ -250,17 +252,22 @@ fn complete<'a>(profile: &Profile, body: Body<'a>, lifted: Option<&'a Lifted>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::{AddedToken, Renderer, Spelling, Template};
 
     const CHATML: &str = "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + \
         message['content'] + '<|im_end|>' + '\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- \
         '<|im_start|>assistant\n' }}{%- endif %}";
+
+    fn jinja(source: &str) -> Renderer {
+        Renderer::Jinja(vec![Template { name: "default".into(), source: source.into(), takes_parts: false }])
+    }
 
     fn prompts() -> Prompts {
         let chat = Profile {
             name: "tiny".into(),
             aliases: vec!["alias".into()],
             adapters: vec!["lora".into()],
-            chat_template: Some(CHATML.into()),
+            renderer: jinja(CHATML),
             ..Profile::default()
         };
         let bos = Profile { name: "bos".into(), completion_prefix: "<s>".into(), ..Profile::default() };
@@ -358,13 +365,13 @@ mod tests {
             ("{%- for part in message.content %}{% endfor %}", "content"),
             ("{% if %}", "syntax"),
         ] {
-            let profile = Profile { name: "m".into(), chat_template: Some(template.into()), ..Profile::default() };
+            let profile = Profile { name: "m".into(), renderer: jinja(template), ..Profile::default() };
             let (prompts, failed) = Prompts::new(Profiles { models: vec![profile] });
             assert!(failed.len() == 1 && failed[0].1.contains(why), "{failed:?}");
             let asked = prompts.read(Api::Chat, br#"{"messages":[]}"#);
             assert_eq!((asked.model, asked.prompt), (Some(0), Err(Unknown::Template)));
         }
-        let raises = Profile { chat_template: Some("{{ raise_exception('no') }}".into()), ..Profile::default() };
+        let raises = Profile { renderer: jinja("{{ raise_exception('no') }}"), ..Profile::default() };
         let (prompts, _) = Prompts::new(Profiles { models: vec![raises] });
         assert_eq!(prompts.read(Api::Chat, br#"{"messages":[]}"#).prompt, Err(Unknown::Template));
     }
@@ -372,14 +379,15 @@ mod tests {
     #[test]
     fn a_template_that_would_loop_for_ever_is_cut_off() {
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        let profile = Profile { chat_template: Some(endless.into()), ..Profile::default() };
+        let profile = Profile { renderer: jinja(endless), ..Profile::default() };
         let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
         assert_eq!(prompts.read(Api::Chat, br#"{"messages":[]}"#).prompt, Err(Unknown::Template));
     }
 
     #[test]
     fn tokens_that_swallow_whitespace_make_the_prompt_unknown() {
-        let profile = Profile { opaque_texts: vec!["<|user|>".into()], ..Profile::default() };
+        let added = vec![AddedToken { text: "<|user|>".into(), rstrip: true, ..AddedToken::default() }];
+        let profile = Profile { spelling: Spelling { added, steps: vec![] }, ..Profile::default() };
         let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
         let read = |body: &str| prompts.read(Api::Completions, body.as_bytes()).prompt.map(|c| c.text);
         assert_eq!(read(r#"{"prompt":"<|user|> x"}"#), Err(Unknown::Feature("token_whitespace")));

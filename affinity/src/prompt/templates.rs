@@ -3,9 +3,9 @@
 use super::copying::copying;
 use super::skeleton::{MARK, Skeletons};
 use super::{Turn, Unknown};
-use crate::fleet::{Profile, Profiles};
+use crate::fleet::{Profile, Profiles, Template};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Template, Value, filters, functions, tests};
+use minijinja::{Environment, Error, ErrorKind, Value, filters, functions, tests};
 use std::cell::RefCell;
 
 /// Compiled templates and their skeletons.
@@ -23,7 +23,7 @@ impl Templates {
         let (mut failed, mut skeletons) = (Vec::new(), Vec::new());
         for (number, profile) in profiles.models.iter().enumerate() {
             let mut copies = None;
-            if let Some(source) = &profile.chat_template {
+            if let Some(Template { source, .. }) = profile.template(false) {
                 if let Some(why) = unsupported(source) {
                     failed.push((profile.name.clone(), why.to_owned()));
                 } else if let Err(e) = compiled.add_template_owned(number.to_string(), source.clone()) {
@@ -73,7 +73,7 @@ impl Templates {
 
 /// Has a template print messages with these contents.
 fn print(
-    template: &Template<'_, '_>,
+    template: &minijinja::Template<'_, '_>,
     profile: &Profile,
     turns: &[Turn<'_>],
     contents: &[&str],
