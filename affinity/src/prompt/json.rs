@@ -74,7 +74,8 @@ pub(super) fn take<'a>(fields: &mut Fields<'a>, key: &str) -> Option<Json<'a>> {
     Some(fields.remove(at).1)
 }
 
-/// Under this key serde_json hands over a number as it was written (its feature `arbitrary_precision`).
+/// Under this key serde_json hands over a number as it was written, where it is not a plain integer (its feature
+/// `arbitrary_precision`).
 const NUMBER: &str = "$serde_json::private::Number";
 
 impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
@@ -98,6 +99,14 @@ impl<'de> Visitor<'de> for Visit {
 
     fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
         Ok(Json::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
+        Ok(Json::Int(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
+        Ok(Json::Int(value.into()))
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Json<'de>, E> {
