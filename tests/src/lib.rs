@@ -13,3 +13,4 @@
 pub mod harness;
 pub mod load;
 pub mod sim;
+pub mod vllm;
