@@ -13,6 +13,7 @@ mod copying;
 #[cfg(test)]
 mod equivalence;
 mod json;
+mod json_text;
 mod lift;
 mod needles;
 mod scan;
