@@ -4,6 +4,14 @@ use super::Unknown;
 use super::json::{Fields, Json};
 use std::borrow::Cow;
 
+/// A body of which model and salt are known, and the conversation if it can be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Envelope<'a> {
+    pub model: Option<Cow<'a, str>>,
+    pub cache_salt: Option<Cow<'a, str>>,
+    pub conversation: Result<Conversation<'a>, Unknown>,
+}
+
 /// A conversation, its tools, and how it is to be rendered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Conversation<'a> {
@@ -20,6 +28,16 @@ pub(super) struct Conversation<'a> {
     pub continue_final_message: bool,
     /// The request's own template.
     pub chat_template: Option<Cow<'a, str>>,
+    /// `tool_choice` is `none`: an engine can be told to leave the tools out then.
+    pub tools_unused: bool,
+    /// The tokenizer puts its special tokens around the rendered text, as around a completions prompt.
+    pub add_special_tokens: bool,
+    /// Where the model's template refuses system messages behind the first place,
+    /// [they are merged](Conversation::merge_systems).
+    pub merges_systems: bool,
+    /// The client wants no thinking. Takes the place of [`Conversation::reasoning_effort`]: `none`, but `low` where the
+    /// model's template refuses `none` or renders it like another effort.
+    pub thinking_disabled: bool,
 }
 
 /// One message.
@@ -67,6 +85,8 @@ pub(super) struct ToolCall<'a> {
     /// Unknown fields of the call, and of its function.
     pub extra: Fields<'a>,
     pub function_extra: Fields<'a>,
+    /// Templates that print the function see its name before its arguments.
+    pub name_first: bool,
 }
 
 /// A tool, as vLLM's request model keeps it: what else a client sends is dropped.
@@ -82,17 +102,82 @@ pub(super) struct Tool<'a> {
     pub outer_defer_loading: Option<bool>,
 }
 
+/// Fields of parts that one type of part or another knows: templates that take parts are handed none of them but the
+/// text.
+pub(super) const KNOWN_PART_FIELDS: [&str; 18] = [
+    "audio_embeds",
+    "audio_url",
+    "closed",
+    "data",
+    "file",
+    "image_embeds",
+    "image_pil",
+    "image_url",
+    "input_audio",
+    "name",
+    "prompt_cache_breakpoint",
+    "refusal",
+    "text",
+    "thinking",
+    "type",
+    "uuid",
+    "video_embeds",
+    "video_url",
+];
+
+/// Begins a line that Claude Code puts before its system prompt. It differs from request to request, so vLLM drops it.
+pub(super) const BILLING_HEADER: &str = "x-anthropic-billing-header";
+
+impl<'a> Conversation<'a> {
+    /// Makes one system message of all, in the first place, with nothing between their texts.
+    pub fn merge_systems(&mut self) {
+        let mut texts = Vec::new();
+        self.messages.retain_mut(|message| {
+            let system = message.role == "system";
+            if system && let Content::Text(text) = std::mem::take(&mut message.content) {
+                texts.push(text);
+            }
+            !system
+        });
+        if !texts.is_empty() {
+            self.messages.insert(0, Message::new("system", Content::Text(Cow::Owned(texts.concat()))));
+        }
+    }
+
+    /// Drops the [`BILLING_HEADER`] line of system messages that are one text, as vLLM does for every API. To be done
+    /// after [merging](Self::merge_systems).
+    pub fn drop_billing_headers(&mut self) {
+        for message in self.messages.iter_mut().filter(|message| message.role == "system") {
+            if let Content::Text(text) = &mut message.content
+                && text.starts_with(BILLING_HEADER)
+            {
+                let rest = text.split_once('\n').map_or("", |(_, rest)| rest);
+                message.content =
+                    if rest.is_empty() { Content::Absent } else { Content::Text(Cow::Owned(rest.to_owned())) };
+            }
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    /// A message that has no more than that.
+    pub fn new(role: &'static str, content: Content<'a>) -> Self {
+        Message { role: Cow::Borrowed(role), content, ..Message::default() }
+    }
+}
+
 impl<'a> Content<'a> {
     /// Whether a part of it is not text.
     pub fn has_media(&self) -> bool {
         matches!(self, Content::Parts(parts) if parts.contains(&Part::Media))
     }
 
-    /// As one text, parts joined as vLLM joins them; an absent one is empty.
+    /// As the text that a template gets, of parts joined by newlines. Templates that take text get none of the empty
+    /// parts; those that take parts get the contents of tools as text too, with all of them (`keep_empty`).
     ///
     /// # Errors
     /// When it holds media.
-    pub fn joined(&self, separator: &str) -> Result<Cow<'a, str>, Unknown> {
+    pub fn joined(&self, keep_empty: bool) -> Result<Cow<'a, str>, Unknown> {
         match self {
             Content::Absent => Ok(Cow::Borrowed("")),
             Content::Text(text) => Ok(text.clone()),
@@ -100,11 +185,12 @@ impl<'a> Content<'a> {
                 let mut texts = Vec::with_capacity(parts.len());
                 for part in parts {
                     match part {
+                        Part::Text { text, .. } if text.is_empty() && !keep_empty => {}
                         Part::Text { text, .. } => texts.push(text.as_ref()),
                         Part::Media => return Err(Unknown::Feature("media")),
                     }
                 }
-                Ok(Cow::Owned(texts.join(separator)))
+                Ok(Cow::Owned(texts.join("\n")))
             }
         }
     }

@@ -15,7 +15,11 @@ mod equivalence;
 mod json;
 mod json_text;
 mod lift;
+mod messages;
 mod needles;
+#[cfg(test)]
+mod recorded;
+mod responses;
 mod scan;
 mod skeleton;
 mod templates;
