@@ -82,10 +82,34 @@ pub(super) struct Tool<'a> {
     pub outer_defer_loading: Option<bool>,
 }
 
+impl Conversation<'_> {
+    /// Whether nothing but its messages' roles and contents, and whether an answer is to follow, says how it is rendered.
+    pub fn is_plain(&self) -> bool {
+        self.tools.is_none()
+            && self.documents.is_none()
+            && self.kwargs.is_empty()
+            && self.reasoning_effort.is_none()
+            && !self.messages.iter().any(Message::is_more)
+    }
+}
+
 impl<'a> Content<'a> {
     /// Whether a part of it is not text.
     pub fn has_media(&self) -> bool {
         matches!(self, Content::Parts(parts) if parts.contains(&Part::Media))
+    }
+
+    /// Its texts alone. Where a template takes no parts, a mark stands before them for the media.
+    pub fn without_media(self, mark: char, takes_parts: bool) -> Self {
+        match self {
+            Content::Parts(parts) if parts.contains(&Part::Media) => {
+                let texts = parts.into_iter().filter(|part| *part != Part::Media);
+                let text = |text: String| Part::Text { text: text.into(), extra: Fields::new() };
+                let marks = (!takes_parts).then(|| text(mark.into()));
+                Content::Parts(marks.into_iter().chain(texts).collect())
+            }
+            other => other,
+        }
     }
 
     /// As one text, parts joined as vLLM joins them; an absent one is empty.
