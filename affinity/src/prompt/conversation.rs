@@ -71,6 +71,8 @@ pub(super) enum Content<'a> {
 pub(super) enum Part<'a> {
     /// Fields that no type of part knows (`cache_control`) are handed to templates that take parts.
     Text { text: Cow<'a, str>, extra: Fields<'a> },
+    /// Text of another type than `text`, or without one (a bare string): some renderers do otherwise with it.
+    Other { text: Cow<'a, str>, extra: Fields<'a> },
     /// An image, a sound, a video: the engine puts tokens in its place that are not known here.
     Media,
 }
@@ -102,33 +104,14 @@ pub(super) struct Tool<'a> {
     pub outer_defer_loading: Option<bool>,
 }
 
-/// Fields of parts that one type of part or another knows: templates that take parts are handed none of them but the
-/// text.
-pub(super) const KNOWN_PART_FIELDS: [&str; 18] = [
-    "audio_embeds",
-    "audio_url",
-    "closed",
-    "data",
-    "file",
-    "image_embeds",
-    "image_pil",
-    "image_url",
-    "input_audio",
-    "name",
-    "prompt_cache_breakpoint",
-    "refusal",
-    "text",
-    "thinking",
-    "type",
-    "uuid",
-    "video_embeds",
-    "video_url",
-];
+impl<'a> Message<'a> {
+    /// A message that has no more than that.
+    pub fn new(role: &'static str, content: Content<'a>) -> Self {
+        Message { role: Cow::Borrowed(role), content, ..Message::default() }
+    }
+}
 
-/// Begins a line that Claude Code puts before its system prompt. It differs from request to request, so vLLM drops it.
-pub(super) const BILLING_HEADER: &str = "x-anthropic-billing-header";
-
-impl<'a> Conversation<'a> {
+impl Conversation<'_> {
     /// Makes one system message of all, in the first place, with nothing between their texts.
     pub fn merge_systems(&mut self) {
         let mut texts = Vec::new();
@@ -144,25 +127,13 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Drops the [`BILLING_HEADER`] line of system messages that are one text, as vLLM does for every API. To be done
-    /// after [merging](Self::merge_systems).
-    pub fn drop_billing_headers(&mut self) {
-        for message in self.messages.iter_mut().filter(|message| message.role == "system") {
-            if let Content::Text(text) = &mut message.content
-                && text.starts_with(BILLING_HEADER)
-            {
-                let rest = text.split_once('\n').map_or("", |(_, rest)| rest);
-                message.content =
-                    if rest.is_empty() { Content::Absent } else { Content::Text(Cow::Owned(rest.to_owned())) };
-            }
-        }
-    }
-}
-
-impl<'a> Message<'a> {
-    /// A message that has no more than that.
-    pub fn new(role: &'static str, content: Content<'a>) -> Self {
-        Message { role: Cow::Borrowed(role), content, ..Message::default() }
+    /// Whether nothing but its messages' roles and contents, and whether an answer is to follow, says how it is rendered.
+    pub fn is_plain(&self) -> bool {
+        self.tools.is_none()
+            && self.documents.is_none()
+            && self.kwargs.is_empty()
+            && self.reasoning_effort.is_none()
+            && !self.messages.iter().any(Message::is_more)
     }
 }
 
@@ -172,12 +143,32 @@ impl<'a> Content<'a> {
         matches!(self, Content::Parts(parts) if parts.contains(&Part::Media))
     }
 
-    /// As the text that a template gets, of parts joined by newlines. Templates that take text get none of the empty
-    /// parts; those that take parts get the contents of tools as text too, with all of them (`keep_empty`).
+    /// Whether it is nothing but text, of no other type than `text`.
+    pub fn is_text(&self) -> bool {
+        match self {
+            Content::Parts(parts) => parts.iter().all(|part| matches!(part, Part::Text { .. })),
+            Content::Absent | Content::Text(_) => true,
+        }
+    }
+
+    /// Its texts alone. Where a template takes no parts, a mark stands before them for the media.
+    pub fn without_media(self, mark: char, takes_parts: bool) -> Self {
+        match self {
+            Content::Parts(parts) if parts.contains(&Part::Media) => {
+                let texts = parts.into_iter().filter(|part| *part != Part::Media);
+                let text = |text: String| Part::Text { text: text.into(), extra: Fields::new() };
+                let marks = (!takes_parts).then(|| text(mark.into()));
+                Content::Parts(marks.into_iter().chain(texts).collect())
+            }
+            other => other,
+        }
+    }
+
+    /// As one text, parts joined as vLLM joins them; an absent one is empty.
     ///
     /// # Errors
     /// When it holds media.
-    pub fn joined(&self, keep_empty: bool) -> Result<Cow<'a, str>, Unknown> {
+    pub fn joined(&self, separator: &str) -> Result<Cow<'a, str>, Unknown> {
         match self {
             Content::Absent => Ok(Cow::Borrowed("")),
             Content::Text(text) => Ok(text.clone()),
@@ -185,12 +176,11 @@ impl<'a> Content<'a> {
                 let mut texts = Vec::with_capacity(parts.len());
                 for part in parts {
                     match part {
-                        Part::Text { text, .. } if text.is_empty() && !keep_empty => {}
-                        Part::Text { text, .. } => texts.push(text.as_ref()),
+                        Part::Text { text, .. } | Part::Other { text, .. } => texts.push(text.as_ref()),
                         Part::Media => return Err(Unknown::Feature("media")),
                     }
                 }
-                Ok(Cow::Owned(texts.join("\n")))
+                Ok(Cow::Owned(texts.join(separator)))
             }
         }
     }

@@ -1,10 +1,11 @@
 //! `/v1/messages`: Anthropic's API, as vLLM turns it into a chat.
 
 use super::Unknown;
-use super::conversation::{BILLING_HEADER, Content, Conversation, Envelope, Message, Part, Tool, ToolCall};
+use super::conversation::{Content, Conversation, Envelope, Message, Part, Tool, ToolCall};
 use super::json::{Fields, Json, field, take, take_bool, take_list, take_object, take_text};
 use super::json_text::{self, Style};
 use super::lift::Lifted;
+use super::turns::BILLING_HEADER;
 use std::borrow::Cow;
 
 /// Reads a body. `lifted` is what [`Lifted::of`] made of it.
@@ -19,9 +20,7 @@ pub(super) fn read<'a>(body: &'a [u8], lifted: Option<&'a Lifted>) -> Result<Env
 }
 
 fn convert(mut body: Fields<'_>) -> Result<Conversation<'_>, Unknown> {
-    if field(&body, "kv_transfer_params").is_some_and(|given| !given.is_null()) {
-        return Err(Unknown::Feature("kv_transfer_params"));
-    }
+    no_ids_handed_on(&body)?;
     let mut chat = Conversation {
         kwargs: take_object(&mut body, "chat_template_kwargs")?.unwrap_or_default(),
         reasoning_effort: effort(&mut body)?,
@@ -52,6 +51,12 @@ fn convert(mut body: Fields<'_>) -> Result<Conversation<'_>, Unknown> {
     }
     chat.tools = resolve(tools, changes)?;
     Ok(chat)
+}
+
+/// Refuses bodies with which a prefill engine hands on its token ids: the engine takes them for the prompt.
+pub(super) fn no_ids_handed_on(body: &Fields<'_>) -> Result<(), Unknown> {
+    let ids = field(body, "kv_transfer_params").and_then(|params| params.get("prompt_token_ids"));
+    ids.is_none_or(Json::is_null).then_some(()).ok_or(Unknown::Feature("token_ids"))
 }
 
 /// The effort that stands for [disabled thinking](Conversation::thinking_disabled) with a model, found as engines find it
@@ -400,18 +405,6 @@ mod tests {
         assert_eq!(chat.messages, [message("system", "abc"), message("user", "hi")]);
         let first = conversation(r#"{"messages":[{"role":"system","content":"c"},{"role":"user","content":"hi"}]}"#);
         assert!(!first.unwrap().merges_systems);
-    }
-
-    #[test]
-    fn a_billing_header_goes_with_its_line() {
-        let dropped = |system: &str| {
-            let body = format!(r#"{{"system":"x-anthropic-billing-header: 1{system}","messages":[]}}"#);
-            let mut chat = conversation(&body).unwrap();
-            chat.drop_billing_headers();
-            chat.messages.remove(0).content.joined(false).unwrap().into_owned()
-        };
-        assert_eq!(dropped(r"\na\nb"), "a\nb");
-        assert_eq!(dropped(""), "");
     }
 
     #[test]

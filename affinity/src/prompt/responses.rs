@@ -1,10 +1,13 @@
 //! `/v1/responses`: OpenAI's API, as vLLM turns it into a chat.
 
 use super::Unknown;
-use super::conversation::{Content, Conversation, Envelope, KNOWN_PART_FIELDS, Message, Part, Tool, ToolCall};
+use super::body::part;
+use super::conversation::{Content, Conversation, Envelope, Message, Tool, ToolCall};
 use super::json::{Fields, Json, field, take, take_bool, take_list, take_object, take_text};
 use super::json_text::{self, Style};
 use super::lift::Lifted;
+use super::messages::no_ids_handed_on;
+use super::turns::BILLING_HEADER;
 use std::borrow::Cow;
 
 /// Reads a body. `lifted` is what [`Lifted::of`] made of it.
@@ -20,11 +23,12 @@ pub(super) fn read<'a>(body: &'a [u8], lifted: Option<&'a Lifted>) -> Result<Env
 
 fn convert(mut body: Fields<'_>) -> Result<Conversation<'_>, Unknown> {
     // Earlier turns lie in the memory of one engine; templates of OpenAI's are not supported there.
-    for what in ["previous_response_id", "previous_input_messages", "prompt", "kv_transfer_params"] {
+    for what in ["previous_response_id", "previous_input_messages", "prompt"] {
         if field(&body, what).is_some_and(|given| !given.is_null()) {
             return Err(Unknown::Feature(what));
         }
     }
+    no_ids_handed_on(&body)?;
     // Null means the same as "auto".
     if take(&mut body, "truncation").is_some_and(|given| given.as_str() != Some("disabled")) {
         return Err(Unknown::Feature("truncation"));
@@ -93,7 +97,7 @@ fn add_item<'a>(item: Json<'a>, out: &mut Vec<Message<'a>>) -> Result<bool, Unkn
         Some("function_call_output" | "custom_tool_call_output") => {
             let content = match take(&mut item, "output") {
                 Some(Json::Text(text)) => Content::Text(text),
-                Some(Json::List(parts)) => Content::Parts(parts.into_iter().map(part).collect::<Result<_, _>>()?),
+                Some(Json::List(parts)) => input_parts(parts, false)?,
                 _ => return Err(Unknown::Malformed),
             };
             // An absent one is there all the same, and null.
@@ -124,7 +128,7 @@ fn add_message<'a>(
     let mut content = match take(&mut item, "content") {
         Some(Json::Text(text)) => Content::Text(text),
         Some(Json::List(parts)) if role == "assistant" => assistant_content(parts, declared, referred)?,
-        Some(Json::List(parts)) => Content::Parts(parts.into_iter().map(part).collect::<Result<_, _>>()?),
+        Some(Json::List(parts)) => input_parts(parts, role == "system")?,
         _ => return Err(Unknown::Malformed),
     };
     match role.as_ref() {
@@ -177,18 +181,21 @@ fn assistant_content<'a>(parts: Vec<Json<'a>>, declared: bool, referred: bool) -
     }
 }
 
-/// A part of a content.
-fn part(part: Json<'_>) -> Result<Part<'_>, Unknown> {
-    let Json::Map(mut part) = part else { return Err(Unknown::Malformed) };
-    match take_text(&mut part, "type")?.as_deref() {
-        Some("input_text") if field(&part, "uuid").is_none_or(Json::is_null) => {
-            let text = take_text(&mut part, "text")?.ok_or(Unknown::Malformed)?;
-            part.retain(|(key, _)| !KNOWN_PART_FIELDS.contains(&key.as_ref()));
-            Ok(Part::Text { text, extra: part })
+/// Parts of a content that is no assistant's.
+fn input_parts<'a>(parts: Vec<Json<'a>>, system: bool) -> Result<Content<'a>, Unknown> {
+    let mut read = Vec::with_capacity(parts.len());
+    for item in parts {
+        if !matches!(item.get("type").and_then(Json::as_str), Some("input_text" | "input_image")) {
+            return Err(Unknown::Malformed);
         }
-        Some("input_image") => Ok(Part::Media),
-        _ => Err(Unknown::Malformed),
+        // Of system messages it is dropped from texts of another type, and from those of chats.
+        let text = item.get("text").and_then(Json::as_str).unwrap_or_default();
+        if system && text.starts_with(BILLING_HEADER) {
+            return Err(Unknown::Feature("billing_header"));
+        }
+        read.push(part(item).flatten().ok_or(Unknown::Malformed)?);
     }
+    Ok(Content::Parts(read))
 }
 
 /// The first text of a reasoning item, or else of its summary.
@@ -281,6 +288,7 @@ fn custom(mut tool: Fields<'_>) -> Result<Tool<'_>, Unknown> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conversation::Part;
     use super::*;
 
     fn conversation(body: &str) -> Result<Conversation<'_>, Unknown> {
