@@ -127,7 +127,8 @@ impl Templates {
     pub fn refuses_later_systems(&self, model: u16, profile: &Profile) -> Result<bool, Unknown> {
         let choice = self.models.get(usize::from(model)).ok_or(Unknown::Template)?;
         let refuses = choice.refuses_later_systems.get_or_init(|| {
-            let tried = [profile.template(false), profile.template(true)].map(|given| given.and_then(refuses_later_systems));
+            let tried =
+                [profile.template(false), profile.template(true)].map(|given| given.and_then(refuses_later_systems));
             match tried {
                 [Some(plain), Some(with_tools)] => Some(plain || with_tools),
                 _ => None,

@@ -80,8 +80,11 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
     }
     let media = parts.iter().any(|part| matches!(part, SeenPart::Media));
     // Tools' answers are made one text where they are nothing but text.
-    let content =
-        if takes_parts && (role != "tool" || media) { Seen::Parts(parts) } else { Seen::Text(joined(parts, takes_parts)?) };
+    let content = if takes_parts && (role != "tool" || media) {
+        Seen::Parts(parts)
+    } else {
+        Seen::Text(joined(parts, takes_parts)?)
+    };
     Ok(Turn { role, content, message: Some(message) })
 }
 
