@@ -12,6 +12,7 @@ mod conversation;
 mod copying;
 #[cfg(test)]
 mod equivalence;
+mod harmony;
 mod json;
 mod json_text;
 mod lift;
