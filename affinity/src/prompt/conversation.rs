@@ -53,6 +53,8 @@ pub(super) enum Content<'a> {
 pub(super) enum Part<'a> {
     /// Fields that no type of part knows (`cache_control`) are handed to templates that take parts.
     Text { text: Cow<'a, str>, extra: Fields<'a> },
+    /// Text of another type than `text`, or without one (a bare string): some renderers do otherwise with it.
+    Other { text: Cow<'a, str>, extra: Fields<'a> },
     /// An image, a sound, a video: the engine puts tokens in its place that are not known here.
     Media,
 }
@@ -99,6 +101,14 @@ impl<'a> Content<'a> {
         matches!(self, Content::Parts(parts) if parts.contains(&Part::Media))
     }
 
+    /// Whether it is nothing but text, of no other type than `text`.
+    pub fn is_text(&self) -> bool {
+        match self {
+            Content::Parts(parts) => parts.iter().all(|part| matches!(part, Part::Text { .. })),
+            Content::Absent | Content::Text(_) => true,
+        }
+    }
+
     /// Its texts alone. Where a template takes no parts, a mark stands before them for the media.
     pub fn without_media(self, mark: char, takes_parts: bool) -> Self {
         match self {
@@ -124,7 +134,7 @@ impl<'a> Content<'a> {
                 let mut texts = Vec::with_capacity(parts.len());
                 for part in parts {
                     match part {
-                        Part::Text { text, .. } => texts.push(text.as_ref()),
+                        Part::Text { text, .. } | Part::Other { text, .. } => texts.push(text.as_ref()),
                         Part::Media => return Err(Unknown::Feature("media")),
                     }
                 }
