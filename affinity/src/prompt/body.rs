@@ -280,7 +280,7 @@ const KNOWN: [&str; 18] = [
 /// A part; `Some(None)` for one that the engine skips, `None` for one that it refuses.
 pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
     let mut fields = match given {
-        Json::Text(text) => return Some(Some(Part::Text { text, extra: Fields::new() })),
+        Json::Text(text) => return Some(Some(Part::Other { text, extra: Fields::new() })),
         Json::Map(fields) => fields,
         _ => return None,
     };
@@ -305,7 +305,8 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
         None => Some(None),
         Some(text) => {
             fields.retain(|(name, _)| !KNOWN.contains(&name.as_ref()));
-            Some(Some(Part::Text { text, extra: fields }))
+            let plain = kind.as_deref() == Some("text");
+            Some(Some(if plain { Part::Text { text, extra: fields } } else { Part::Other { text, extra: fields } }))
         }
     }
 }

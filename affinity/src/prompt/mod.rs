@@ -12,6 +12,7 @@ mod conversation;
 mod copying;
 #[cfg(test)]
 mod equivalence;
+mod harmony;
 mod jinja;
 mod json;
 mod json_text;
@@ -328,7 +329,11 @@ impl Prompts {
         let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
         match profile.renderer {
             Renderer::None | Renderer::Jinja(_) => self.templates.render(model, profile, conversation, now),
-            Renderer::Harmony | Renderer::Mistral(_) => Err(Unknown::Template),
+            Renderer::Harmony => {
+                let date = now.date().ok_or(Unknown::Feature("date"))?;
+                harmony::render(conversation, &date).map(Rendered::whole)
+            }
+            Renderer::Mistral(_) => Err(Unknown::Template),
         }
     }
 }
