@@ -108,7 +108,7 @@ async fn check(cli: &Cli) -> Result<Vec<String>> {
     let cache = cache()?;
     let install = Install::locate(VERSION)?;
     install.complete(VERSION).await?;
-    let mut report = Report::new(cache.join("wrong"))?;
+    let mut report = Report::new(cache.join("findings"))?;
     if cli.suite.is_none_or(|suite| suite == Suite::Templates) {
         let cases = cases(cli, &install, &cache).await?;
         let templates = Template::all(&install, &cache)?;
