@@ -53,6 +53,8 @@ pub(super) enum Content<'a> {
 pub(super) enum Part<'a> {
     /// Fields that no type of part knows (`cache_control`) are handed to templates that take parts.
     Text { text: Cow<'a, str>, extra: Fields<'a> },
+    /// An assistant's thinking. Templates get it as text, Mistral's formats do not.
+    Thinking { text: Cow<'a, str>, closed: bool, extra: Fields<'a> },
     /// An image, a sound, a video: the engine puts tokens in its place that are not known here.
     Media,
 }
@@ -88,6 +90,21 @@ impl<'a> Content<'a> {
         matches!(self, Content::Parts(parts) if parts.contains(&Part::Media))
     }
 
+    /// Bytes of its texts.
+    pub fn len(&self) -> usize {
+        match self {
+            Content::Absent => 0,
+            Content::Text(text) => text.len(),
+            Content::Parts(parts) => parts
+                .iter()
+                .map(|part| match part {
+                    Part::Text { text, .. } | Part::Thinking { text, .. } => text.len(),
+                    Part::Media => 0,
+                })
+                .sum(),
+        }
+    }
+
     /// As one text, parts joined as vLLM joins them; an absent one is empty.
     ///
     /// # Errors
@@ -100,7 +117,7 @@ impl<'a> Content<'a> {
                 let mut texts = Vec::with_capacity(parts.len());
                 for part in parts {
                     match part {
-                        Part::Text { text, .. } => texts.push(text.as_ref()),
+                        Part::Text { text, .. } | Part::Thinking { text, .. } => texts.push(text.as_ref()),
                         Part::Media => return Err(Unknown::Feature("media")),
                     }
                 }
