@@ -15,6 +15,7 @@ mod equivalence;
 mod json;
 mod json_text;
 mod lift;
+mod mistral;
 mod needles;
 mod scan;
 mod skeleton;
