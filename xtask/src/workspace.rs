@@ -13,7 +13,7 @@ use crate::step;
 pub const WASM_TARGET: &str = "wasm32-wasip1";
 
 /// Largest module accepted, in bytes. Envoy compiles it on its main thread at start-up, about 2 s per MB.
-const MODULE_LIMIT: u64 = 1_300_000;
+const MODULE_LIMIT: u64 = 1_500_000;
 
 /// The checkout this program was built from.
 pub struct Workspace {

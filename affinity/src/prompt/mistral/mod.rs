@@ -10,11 +10,11 @@
 mod tests;
 mod turns;
 
-use super::Unknown;
-use super::conversation::{Conversation, Tool};
+use super::conversation::{Content, Conversation, Message, Part, Tool};
 use super::json::{Fields, Json, field};
 use super::json_text::{self, Style};
 use super::needles::Needles;
+use super::{Rendered, Unknown};
 use crate::fleet::MistralFormat;
 use turns::{Call, Piece, Turn, Turns};
 
@@ -55,42 +55,61 @@ const CONTROLS: [&str; 33] = [
     "[/MODEL_SETTINGS]",
 ];
 
-/// What of a server's default template arguments would change what is done with the prompt itself.
-const STRANGE_DEFAULTS: [&str; 5] = ["tools", "tokenize", "padding", "truncation", "max_length"];
+/// Template arguments that do more than reach the tokenizer.
+const RESERVED: [&str; 5] = ["tools", "tokenize", "padding", "truncation", "max_length"];
 
-/// The renderer of one format.
+/// The renderer of one model's format.
 #[derive(Debug)]
 pub(super) struct Mistral {
     format: MistralFormat,
+    /// The reasoning effort of requests that ask for none.
+    effort: Option<String>,
     controls: Needles,
 }
 
 impl Mistral {
-    pub fn new(format: &MistralFormat) -> Self {
+    /// `defaults`: the engine's default template arguments, a JSON object or empty.
+    ///
+    /// # Errors
+    /// When none of its prompts can be known: says why.
+    pub fn new(format: &MistralFormat, defaults: &str) -> Result<Self, String> {
+        let MistralFormat { version, tekken, .. } = *format;
+        if !matches!((version, tekken), (1 | 2 | 3 | 7, _) | (11 | 13 | 15, true)) {
+            let kind = if tekken { "tekken" } else { "SentencePiece" };
+            return Err(format!("Mistral's format {version} with a {kind} vocabulary is not known"));
+        }
+        let defaults = if defaults.is_empty() { "{}" } else { defaults };
+        let Some(Json::Map(defaults)) = Json::parse(defaults) else {
+            return Err("the default template arguments are no JSON object".to_owned());
+        };
+        if let Some(name) = RESERVED.iter().find(|name| field(&defaults, name).is_some()) {
+            return Err(format!("the default template arguments have {name:?}"));
+        }
         // The first version has no others.
-        let controls = if format.version == 1 { &["<unk>", "<s>", "</s>"] } else { CONTROLS.as_slice() };
-        Self { format: format.clone(), controls: Needles::new(controls.iter().copied()) }
+        let controls = if version == 1 { &["<unk>", "<s>", "</s>"] } else { CONTROLS.as_slice() };
+        Ok(Self {
+            format: format.clone(),
+            effort: given(&defaults)
+                .and_then(Json::as_str)
+                .or(format.efforts.first().map(String::as_str))
+                .map(str::to_owned),
+            controls: Needles::new(controls.iter().copied()),
+        })
     }
 
-    /// The text that a chat's tokens spell, and, where only its beginning is known, why it ends there. `defaults` are
-    /// the server's default template arguments.
+    /// The text that a chat's tokens spell.
     ///
     /// # Errors
     /// When nothing can be known of it, or the engine would refuse it.
-    pub fn render(&self, chat: &Conversation<'_>, defaults: &Fields<'_>) -> Result<(String, Option<Unknown>), Unknown> {
-        let MistralFormat { version, tekken, .. } = self.format;
-        match version {
-            1 | 2 | 3 | 7 => {}
-            11 | 13 | 15 if tekken => {}
-            _ => return Err(Unknown::Feature("mistral_version")),
-        }
+    pub fn render(&self, chat: &Conversation<'_>) -> Result<Rendered, Unknown> {
+        let version = self.format.version;
         if chat.chat_template.is_some() {
             return Err(Unknown::Feature("chat_template"));
         }
-        if STRANGE_DEFAULTS.iter().any(|name| field(defaults, name).or(field(&chat.kwargs, name)).is_some()) {
+        if RESERVED.iter().any(|name| field(&chat.kwargs, name).is_some()) {
             return Err(Unknown::Feature("chat_template_kwargs"));
         }
-        let effort = self.effort(chat, defaults)?;
+        let effort = self.effort(chat)?;
         let Turns { turns, system } = Turns::of(chat, version)?;
         let first_user = turns.iter().position(Turn::is_user).unwrap_or(0);
         let last_user = turns.iter().rposition(Turn::is_user).unwrap_or(0);
@@ -101,36 +120,40 @@ impl Mistral {
             effort,
             tools_at: if version >= 13 { first_user } else { last_user },
         };
-        let text = String::with_capacity(size(chat));
+        let text = String::with_capacity(chat.messages.iter().map(|message| length(message) + 64).sum::<usize>() + 64);
         let mut out = Out { format: &self.format, controls: &self.controls, text, known: 0 };
         out.control("<s>");
         for (at, turn) in turns.iter().enumerate() {
             out.known = out.text.len();
             if let Err(why) = out.turn(turn, at, last_user, &before) {
                 out.text.truncate(out.known);
-                return Ok((out.text, Some(why)));
+                return Ok(Rendered { text: out.text, last: 0, cut: Some(why) });
             }
         }
-        Ok((out.text, None))
+        Ok(Rendered { text: out.text, last: chat.messages.last().map_or(0, length), cut: None })
     }
 
     /// The reasoning effort to print, if any.
-    fn effort<'c>(&'c self, chat: &'c Conversation<'_>, defaults: &'c Fields<'_>) -> Result<Option<&'c str>, Unknown> {
-        let Some(default) = self.format.efforts.first() else { return Ok(None) };
-        let given = |fields: &'c Fields<'_>| {
-            field(fields, "reasoning_effort").filter(|effort| !effort.is_null() && effort.as_str() != Some("auto"))
+    fn effort<'c>(&'c self, chat: &'c Conversation<'_>) -> Result<Option<&'c str>, Unknown> {
+        if self.format.efforts.is_empty() {
+            return Ok(None);
+        }
+        let asked = match (&chat.reasoning_effort, given(&chat.kwargs)) {
+            (Some(effort), _) => Some(effort.as_ref()),
+            (None, Some(effort)) => effort.as_str(),
+            (None, None) => self.effort.as_deref(),
         };
-        let asked = match (&chat.reasoning_effort, given(&chat.kwargs).or(given(defaults))) {
-            (Some(effort), _) => effort,
-            (None, Some(effort)) => effort.as_str().ok_or(Unknown::Feature("reasoning_effort"))?,
-            (None, None) => default,
-        };
-        if self.format.efforts.iter().any(|known| known == asked) {
-            Ok(Some(asked))
-        } else {
-            Err(Unknown::Feature("reasoning_effort"))
+        match asked.filter(|asked| self.format.efforts.iter().any(|known| known == asked)) {
+            None => Err(Unknown::Template),
+            known => Ok(known),
         }
     }
+}
+
+/// The reasoning effort among template arguments.
+fn given<'f, 'a>(arguments: &'f Fields<'a>) -> Option<&'f Json<'a>> {
+    // vLLM passes on neither nulls nor "auto".
+    field(arguments, "reasoning_effort").filter(|effort| !effort.is_null() && effort.as_str() != Some("auto"))
 }
 
 /// What is said before a user's turn, and at which.
@@ -404,7 +427,17 @@ impl Out<'_> {
 /// SentencePiece's sign for a space: written by a user, it is one.
 const BLANK: char = '\u{2581}';
 
-/// About as long as the prompt will be.
-fn size(chat: &Conversation<'_>) -> usize {
-    chat.messages.iter().map(|message| message.content.len() + 64).sum::<usize>() + 64
+/// Bytes of a message's content.
+fn length(message: &Message<'_>) -> usize {
+    match &message.content {
+        Content::Absent => 0,
+        Content::Text(text) => text.len(),
+        Content::Parts(parts) => parts
+            .iter()
+            .map(|part| match part {
+                Part::Text { text, .. } | Part::Other { text, .. } | Part::Thought { text, .. } => text.len(),
+                Part::Media => 0,
+            })
+            .sum(),
+    }
 }

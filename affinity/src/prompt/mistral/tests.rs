@@ -1,11 +1,9 @@
 //! Against what a real vLLM made of the same requests: `tests/conformance/mistral.py` writes the lines.
 
-use super::super::Unknown;
-use super::super::conversation::{Content, Conversation, Message, Part, Tool, ToolCall};
-use super::super::json::{Fields, Json};
-use super::Mistral;
-use crate::fleet::MistralFormat;
-use std::borrow::Cow;
+use super::super::json::Json;
+use super::super::json_text::{self, Style};
+use super::super::{Api, Prompts, Unknown};
+use crate::fleet::{MistralFormat, Profile, Profiles, Renderer};
 use std::collections::BTreeMap;
 
 /// How the answers of a vocabulary compare.
@@ -22,14 +20,18 @@ fn compare(lines: &str) -> BTreeMap<String, Count> {
     let mut counts = BTreeMap::<String, Count>::new();
     for line in lines.lines() {
         let line = Json::parse(line).unwrap();
-        if line.get("path").and_then(Json::as_str) != Some("/v1/chat/completions") {
+        let text = |key: &str| line.get(key).and_then(Json::as_str);
+        if text("path") != Some("/v1/chat/completions") {
             continue;
         }
-        let count = counts.entry(text(&line, "vocabulary").unwrap().into_owned()).or_default();
-        let Some(Json::Map(defaults)) = line.get("defaults") else { panic!() };
-        let chat = conversation(line.get("request").unwrap());
-        let ours = chat.and_then(|chat| Mistral::new(&format(line.get("format").unwrap())).render(&chat, defaults));
-        match (ours, line.get("text").and_then(Json::as_str)) {
+        let count = counts.entry(text("vocabulary").unwrap().to_owned()).or_default();
+        let written = |key: &str| {
+            let mut out = String::new();
+            json_text::write(line.get(key).unwrap(), &Style::PLAIN, &mut out);
+            out
+        };
+        let ours = read(format(line.get("format").unwrap()), &written("defaults"), &written("request"));
+        match (ours, text("text")) {
             (_, None) => count.refused += 1,
             (Err(why), _) => *count.declined.entry(why.as_str()).or_default() += 1,
             (Ok((ours, None)), Some(theirs)) if ours == theirs => count.exact += 1,
@@ -47,6 +49,17 @@ fn compare(lines: &str) -> BTreeMap<String, Count> {
     counts
 }
 
+/// A chat's text, and why it ends where it does if not all is known.
+fn read(format: MistralFormat, defaults: &str, body: &str) -> Result<(String, Option<Unknown>), Unknown> {
+    let renderer = Renderer::Mistral(format);
+    // What is put around and looked for in completions prompts does not concern chats.
+    let profile =
+        Profile { renderer, default_kwargs: defaults.into(), completion_prefix: "<s>".into(), ..Profile::default() };
+    let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
+    let read = prompts.read(Api::Chat, body.as_bytes(), 0).prompt?;
+    Ok((String::from_utf8(read.bytes).unwrap(), read.cut))
+}
+
 fn format(json: &Json<'_>) -> MistralFormat {
     let is = |key: &str| json.get(key) == Some(&Json::Bool(true));
     let (Some(Json::Int(version)), Some(Json::List(efforts))) = (json.get("version"), json.get("efforts")) else {
@@ -56,81 +69,8 @@ fn format(json: &Json<'_>) -> MistralFormat {
     MistralFormat { version: *version as u8, tekken: is("tekken"), thinks: is("thinks"), efforts }
 }
 
-fn text<'j>(json: &'j Json<'_>, key: &str) -> Option<Cow<'j, str>> {
-    json.get(key).and_then(Json::as_str).map(Cow::Borrowed)
-}
-
-fn list<'j, 'a>(json: &'j Json<'a>, key: &str) -> &'j [Json<'a>] {
-    match json.get(key) {
-        Some(Json::List(items)) => items,
-        _ => &[],
-    }
-}
-
-/// The conversation of a chat request, as far as these tests need one.
-fn conversation<'j>(request: &'j Json<'_>) -> Result<Conversation<'j>, Unknown> {
-    let is = |key: &str| request.get(key).map(|value| *value == Json::Bool(true));
-    Ok(Conversation {
-        messages: list(request, "messages").iter().map(message).collect::<Result<_, _>>()?,
-        tools: request.get("tools").map(|_| list(request, "tools").iter().map(tool).collect()),
-        reasoning_effort: text(request, "reasoning_effort"),
-        add_generation_prompt: is("add_generation_prompt"),
-        continue_final_message: is("continue_final_message").unwrap_or_default(),
-        ..Conversation::default()
-    })
-}
-
-fn message<'j>(json: &'j Json<'_>) -> Result<Message<'j>, Unknown> {
-    let content = match json.get("content") {
-        Some(Json::Text(text)) => Content::Text(Cow::Borrowed(text)),
-        Some(Json::List(parts)) => {
-            Content::Parts(parts.iter().map(part).collect::<Option<_>>().ok_or(Unknown::Malformed)?)
-        }
-        _ => Content::Absent,
-    };
-    let call = |call: &'j Json<'_>| {
-        let function = call.get("function")?;
-        let (id, name, arguments) = (text(call, "id")?, text(function, "name")?, text(function, "arguments")?);
-        Some(ToolCall { id, name, arguments, ..ToolCall::default() })
-    };
-    Ok(Message {
-        role: text(json, "role").unwrap_or_default(),
-        content,
-        name: text(json, "name"),
-        tool_calls: list(json, "tool_calls").iter().map(call).collect::<Option<_>>().ok_or(Unknown::Malformed)?,
-        tool_call_id: text(json, "tool_call_id"),
-        reasoning: text(json, "reasoning").or(text(json, "reasoning_content")),
-        tools: None,
-    })
-}
-
-fn part<'j>(json: &'j Json<'_>) -> Option<Part<'j>> {
-    let extra = Fields::new();
-    match json.get("type")?.as_str()? {
-        "text" => Some(Part::Text { text: text(json, "text")?, extra }),
-        "thinking" => {
-            let closed = json.get("closed") != Some(&Json::Bool(false));
-            Some(Part::Thinking { text: text(json, "thinking")?, closed, extra })
-        }
-        "image_url" => Some(Part::Media),
-        _ => None,
-    }
-}
-
-fn tool<'j>(json: &'j Json<'_>) -> Tool<'j> {
-    let function = json.get("function").unwrap();
-    let parameters = function.get("parameters").filter(|parameters| !parameters.is_null());
-    Tool {
-        name: text(function, "name").unwrap_or_default(),
-        description: text(function, "description"),
-        parameters: parameters.cloned(),
-        ..Tool::default()
-    }
-}
-
 fn rendered(version: u8, tekken: bool, request: &str) -> Result<(String, Option<Unknown>), Unknown> {
-    let format = MistralFormat { version, tekken, ..MistralFormat::default() };
-    Mistral::new(&format).render(&conversation(&Json::parse(request).unwrap()).unwrap(), &Fields::new())
+    read(MistralFormat { version, tekken, ..MistralFormat::default() }, "", request)
 }
 
 #[test]
@@ -176,27 +116,38 @@ fn spaces_are_where_sentencepiece_puts_them() {
 }
 
 #[test]
-fn formats_and_efforts_that_are_not_known_are_declined() {
-    let plain = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+fn formats_that_are_not_known_are_reported() {
+    let of = |version, tekken, defaults: &str| {
+        let renderer = Renderer::Mistral(MistralFormat { version, tekken, ..MistralFormat::default() });
+        let profile = Profile { name: "m".into(), renderer, default_kwargs: defaults.into(), ..Profile::default() };
+        let (prompts, failed) = Prompts::new(Profiles { models: vec![profile] });
+        let read = prompts.read(Api::Chat, br#"{"messages": [{"role": "user", "content": "a"}]}"#, 0).prompt;
+        assert_eq!(read.err(), Some(Unknown::Template));
+        failed
+    };
     for (version, tekken) in [(0, true), (4, false), (11, false), (13, false), (16, true)] {
-        assert_eq!(rendered(version, tekken, plain), Err(Unknown::Feature("mistral_version")));
+        assert!(of(version, tekken, "")[0].1.contains(&format!("format {version}")));
     }
-    let format = MistralFormat { version: 15, tekken: true, efforts: vec!["low".into(), "high".into()], thinks: false };
-    let of = |effort: Option<&'static str>, defaults: &str| {
-        let request = Json::parse(plain).unwrap();
-        let chat = Conversation { reasoning_effort: effort.map(Cow::Borrowed), ..conversation(&request).unwrap() };
-        let Some(Json::Map(defaults)) = Json::parse(defaults) else { panic!() };
-        Mistral::new(&format).render(&chat, &defaults).map(|(text, _)| text)
+    assert!(of(7, true, "[]")[0].1.contains("no JSON object"));
+    assert!(of(7, true, r#"{"tools": []}"#)[0].1.contains("tools"));
+}
+
+#[test]
+fn the_reasoning_effort_is_the_requests_or_the_servers_or_the_models() {
+    let of = |asked: &str, defaults: &str| {
+        let efforts = vec!["low".into(), "high".into()];
+        let format = MistralFormat { version: 15, tekken: true, thinks: false, efforts };
+        let body = format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], "reasoning_effort": {asked}}}"#);
+        read(format, defaults, &body).map(|(text, _)| text)
     };
     let with = |effort: &str| {
         format!("<s>[MODEL_SETTINGS]{{\"reasoning_effort\": \"{effort}\"}}[/MODEL_SETTINGS][INST]a[/INST]")
     };
-    assert_eq!(of(None, "{}"), Ok(with("low")));
-    assert_eq!(of(Some("high"), r#"{"reasoning_effort": "none"}"#), Ok(with("high")));
-    assert_eq!(of(None, r#"{"reasoning_effort": "high"}"#), Ok(with("high")));
-    assert_eq!(of(None, r#"{"reasoning_effort": null}"#), Ok(with("low")));
-    assert_eq!(of(Some("none"), "{}"), Err(Unknown::Feature("reasoning_effort")));
-    assert_eq!(of(None, r#"{"tools": []}"#), Err(Unknown::Feature("chat_template_kwargs")));
+    assert_eq!(of("null", "{}"), Ok(with("low")));
+    assert_eq!(of(r#""high""#, r#"{"reasoning_effort": "none"}"#), Ok(with("high")));
+    assert_eq!(of("null", r#"{"reasoning_effort": "high"}"#), Ok(with("high")));
+    assert_eq!(of("null", r#"{"reasoning_effort": null}"#), Ok(with("low")));
+    assert_eq!(of(r#""none""#, "{}"), Err(Unknown::Template));
 }
 
 #[test]

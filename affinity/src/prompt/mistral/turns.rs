@@ -230,8 +230,9 @@ fn merged<'c>(messages: &'c [Message<'_>], between_parts: &str) -> Result<Vec<Pi
                     }
                 }
                 // The engine takes thoughts as parts or as reasoning, not both.
-                Part::Thinking { .. } if message.reasoning.is_some() => return Err(Unknown::Feature("reasoning")),
-                Part::Thinking { text, closed, .. } => pieces.push(Piece::Thought { text, closed: *closed }),
+                Part::Thought { .. } if message.reasoning.is_some() => return Err(Unknown::Feature("reasoning")),
+                Part::Thought { text, closed, .. } => pieces.push(Piece::Thought { text, closed: *closed }),
+                Part::Other { .. } => return Err(Unknown::Feature("part_type")),
                 Part::Media => return Err(Unknown::Feature("media")),
             }
         }
