@@ -339,7 +339,7 @@ mod tests {
         };
         let result =
             |id: &'static str, content| Message { tool_call_id: Some(id.into()), ..Message::new("tool", content) };
-        let part = Part::Text { text: "two".into(), extra: vec![("x".into(), Json::Int(1))] };
+        let part = Part::Other { text: "two".into(), extra: vec![("x".into(), Json::Int(1))] };
         let expected = vec![
             user("hi"),
             Message {
