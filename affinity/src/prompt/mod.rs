@@ -18,6 +18,7 @@ mod lift;
 mod needles;
 mod scan;
 mod skeleton;
+pub mod spelling;
 mod templates;
 
 use crate::fingerprint::{Fingerprint, root};
@@ -388,7 +389,7 @@ mod tests {
     #[test]
     fn tokens_that_swallow_whitespace_make_the_prompt_unknown() {
         let added = vec![AddedToken { text: "<|user|>".into(), rstrip: true, ..AddedToken::default() }];
-        let profile = Profile { spelling: Spelling { added, steps: vec![] }, ..Profile::default() };
+        let profile = Profile { spelling: Spelling { added, ..Spelling::default() }, ..Profile::default() };
         let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
         let read = |body: &str| prompts.read(Api::Completions, body.as_bytes()).prompt.map(|c| c.text);
         assert_eq!(read(r#"{"prompt":"<|user|> x"}"#), Err(Unknown::Feature("token_whitespace")));
