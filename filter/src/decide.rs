@@ -73,7 +73,11 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     let Inputs { config, keys, known, loads, now_ms, .. } = *inputs;
     let fleet = known.fleet.as_ref()?;
     let prompts = known.prompts.as_ref()?;
-    let asked = if whole { prompts.read(api, body) } else { prompts.unread(body, Unknown::Feature("body_too_long")) };
+    let asked = if whole {
+        prompts.read(api, body, (now_ms / 1000) as i64)
+    } else {
+        prompts.unread(body, Unknown::Feature("body_too_long"))
+    };
     // Not every endpoint would know what to do with it, and which do cannot be told.
     if asked.model.is_none() && prompts.len() > 1 {
         return None;
@@ -84,16 +88,18 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     }
 
     let mut prefixes = Vec::new();
-    let (unknown, length, last) = match &asked.prompt {
-        Ok(prompt) => {
-            fingerprints(fleet.stride, prompt.root, prompt.text.as_bytes(), &mut prefixes);
-            (None, prompt.text.len(), prompt.last)
+    let (in_table, unknown, length, last) = match &asked.prompt {
+        // Of one that is known up to an image, what is known counts, if it is enough to tell it from others.
+        Ok(prompt) if prompt.cut.is_none() || prompt.bytes.len() >= fleet.stride.bytes() => {
+            fingerprints(fleet.stride, prompt.root, &prompt.bytes, &mut prefixes);
+            (true, prompt.cut, prompt.bytes.len(), prompt.last)
         }
         // The raw body stands in for the prompt, in a namespace of its own: enough to send what begins alike to
         // the same place, and no table entry can ever match it.
-        Err(why) => {
+        other => {
             fingerprints(fleet.stride, root("\0raw body", None), body, &mut prefixes);
-            (Some(*why), body.len(), 0)
+            let why = other.as_ref().map_or_else(|why| Some(*why), |prompt| prompt.cut);
+            (false, why, body.len(), 0)
         }
     };
 
@@ -101,7 +107,7 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     let silent_ms = now_ms.saturating_sub(inputs.heard_ms);
     let table_fresh = silent_ms <= config.stale_after_ms;
     let mut matches = match known.layout() {
-        Some(layout) if unknown.is_none() && silent_ms <= config.stale_after_ms.max(config.approximate_ttl_ms) => {
+        Some(layout) if in_table && silent_ms <= config.stale_after_ms.max(config.approximate_ttl_ms) => {
             let likely = length.saturating_sub(last) / fleet.stride.bytes();
             // On an idle fleet the deepest holder it will be, whoever else holds some.
             let busy = loads.fleet_in_flight() >= 2 * engines.len() as u64;
@@ -168,8 +174,8 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     remember(keys, slot, &new_marks, now_ms + ttl);
     let placement = (fleet.gateways > 1 && !new_marks.is_empty()).then_some(Placement { slot, marks: new_marks });
 
-    let in_table = matches.iter().filter(|m| m.slot == slot && table_fresh).map(|m| m.tokens);
-    let table_tokens = in_table.max().unwrap_or_default();
+    let held = matches.iter().filter(|m| m.slot == slot && table_fresh).map(|m| m.tokens);
+    let table_tokens = held.max().unwrap_or_default();
     let explanation =
         Explanation { choice, table_fresh, unknown, prompt_tokens: prompt.tokens, table_tokens, matches, predicted };
     Some(Decision { header, charge, placement, explanation })
@@ -229,7 +235,7 @@ pub fn remember(keys: &Keys, slot: Slot, marks: &[(Fingerprint, Tokens)], expire
 /// The spreading key of a prompt shorter than one stride: all of it.
 fn short_key(asked: &Asked, body: &[u8]) -> Fingerprint {
     match &asked.prompt {
-        Ok(prompt) => root(&prompt.text, Some("short")),
-        Err(_) => root(&String::from_utf8_lossy(body), Some("short")),
+        Ok(prompt) if prompt.cut.is_none() => root(&String::from_utf8_lossy(&prompt.bytes), Some("short")),
+        _ => root(&String::from_utf8_lossy(body), Some("short")),
     }
 }

@@ -14,8 +14,10 @@ use crate::events::{Attention, Event, Removed, Stored};
 use crate::tokens::Vocabulary;
 use crate::tree::{NodeId, Tree};
 use affinity::page::{PageEntry, encode_page};
+use affinity::prompt::ids_namespace;
 use affinity::{Slot, Stride, Tier};
 use fnv::FnvHashMap;
+use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -34,7 +36,7 @@ pub struct Options {
 /// What an index holds and has left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Blocks resident, counted once per endpoint.
+    /// Blocks resident, counted once per endpoint; once more where they are kept as token ids, too.
     pub blocks: usize,
     /// Of these, how many wait for their parent.
     pub orphans: usize,
@@ -51,9 +53,22 @@ pub struct Stats {
 pub struct Index {
     options: Options,
     tree: Tree,
-    endpoints: BTreeMap<Slot, Endpoint>,
+    endpoints: BTreeMap<Holdings, Endpoint>,
     tails: Tails,
     stats: Stats,
+}
+
+/// What an endpoint holds, spelt as text or as token ids: prompts come as either, and meet only their own kind.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Holdings {
+    slot: Slot,
+    ids: bool,
+}
+
+impl Holdings {
+    fn of(slot: Slot) -> [Self; 2] {
+        [false, true].map(|ids| Self { slot, ids })
+    }
 }
 
 /// The last tokens of blocks that may be generated on from: context for checking what comes next.
@@ -148,34 +163,41 @@ impl Index {
         Self { options, tree, endpoints: BTreeMap::new(), tails: Tails::default(), stats: Stats::default() }
     }
 
-    /// Adds an endpoint, or clears it. `model` is the canonical name: endpoints of one model share contents.
-    pub fn add(&mut self, slot: Slot, model: &str, vocabulary: Arc<Vocabulary>) {
+    /// Adds an endpoint, or clears it. `model` is the canonical name: endpoints of one model share contents. `ids`: what
+    /// it holds is also kept for prompts that are given as token ids, which takes as much memory again.
+    pub fn add(&mut self, slot: Slot, model: &str, vocabulary: &Arc<Vocabulary>, ids: bool) {
         self.clear(slot);
-        let endpoint = Endpoint {
-            model: model.into(),
-            vocabulary,
-            group: None,
-            blocks: FnvHashMap::default(),
-            waiting: FnvHashMap::default(),
-        };
-        self.endpoints.insert(slot, endpoint);
+        for of in Holdings::of(slot).into_iter().filter(|of| ids || !of.ids) {
+            let endpoint = Endpoint {
+                model: model.into(),
+                vocabulary: vocabulary.clone(),
+                group: None,
+                blocks: FnvHashMap::default(),
+                waiting: FnvHashMap::default(),
+            };
+            self.endpoints.insert(of, endpoint);
+        }
     }
 
     /// Applies one event of an endpoint. Events of unknown endpoints are ignored.
     pub fn apply(&mut self, slot: Slot, event: &Event) {
-        match event {
-            Event::Stored(stored) => self.store(slot, stored),
-            Event::Removed(removed) => self.remove(slot, removed),
-            // The engine means one pool; other tiers may keep theirs. Forgetting those too is an undercount.
-            Event::Cleared => self.forget(slot),
+        for of in Holdings::of(slot) {
+            match event {
+                Event::Stored(stored) => self.store(of, stored),
+                Event::Removed(removed) => self.remove(of, removed),
+                // The engine means one pool; other tiers may keep theirs. Forgetting those too is an undercount.
+                Event::Cleared => self.forget(of),
+            }
         }
     }
 
     /// Forgets what an endpoint holds, and which of its cache groups counts.
     pub fn clear(&mut self, slot: Slot) {
-        self.forget(slot);
-        if let Some(endpoint) = self.endpoints.get_mut(&slot) {
-            endpoint.group = None;
+        for of in Holdings::of(slot) {
+            self.forget(of);
+            if let Some(endpoint) = self.endpoints.get_mut(&of) {
+                endpoint.group = None;
+            }
         }
     }
 
@@ -210,18 +232,19 @@ impl Index {
 
     /// The blocks resident on an endpoint and how many copies of each, in no order.
     pub fn resident(&self, slot: Slot) -> impl Iterator<Item = (u64, u32)> + '_ {
-        let blocks = self.endpoints.get(&slot).map(|e| &e.blocks);
+        let text = Holdings { slot, ids: false };
+        let blocks = self.endpoints.get(&text).map(|e| &e.blocks);
         blocks.into_iter().flatten().map(|(hash, b)| (*hash, b.copies.iter().map(|n| u32::from(*n)).sum()))
     }
 
-    fn store(&mut self, slot: Slot, stored: &Stored) {
-        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+    fn store(&mut self, of: Holdings, stored: &Stored) {
+        let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
         if !self.options.tiers.contains(&stored.tier) || !endpoint.accepts(stored) {
             return;
         }
         if stored.block_size == 0 {
             for hash in &stored.hashes {
-                self.add_copy(slot, *hash, stored.tier);
+                self.add_copy(of, *hash, stored.tier);
             }
             return;
         }
@@ -230,7 +253,8 @@ impl Index {
             Some(parent) => endpoint.anchor(parent),
             None => {
                 let name = stored.adapter.as_deref().unwrap_or(&endpoint.model);
-                let node = self.tree.root(&endpoint.model, name, stored.salt.as_deref());
+                let name = if of.ids { ids_namespace(name) } else { Cow::Borrowed(name) };
+                let node = self.tree.root(&endpoint.model, &name, stored.salt.as_deref());
                 root = Some(node);
                 Anchor::Tree(node)
             }
@@ -238,17 +262,17 @@ impl Index {
         let mut before = stored.parent;
         let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
         for (i, (hash, tokens)) in blocks.enumerate() {
-            let matchable = i < stored.readable && self.is_canonical(slot, stored, *hash, before, tokens);
-            if !self.put(slot, *hash, stored.tier, anchor, tokens, matchable) {
+            let matchable = i < stored.readable && self.is_canonical(of, stored, *hash, before, tokens);
+            if !self.put(of, *hash, stored.tier, anchor, tokens, matchable) {
                 // What follows would only be orphans.
                 self.stats.refused += (stored.hashes.len() - i) as u64;
                 break;
             }
-            let Some(endpoint) = self.endpoints.get(&slot) else { break };
+            let Some(endpoint) = self.endpoints.get(&of) else { break };
             anchor = endpoint.anchor(*hash);
             before = Some(*hash);
             if i + GENERATED_AT_MOST >= stored.hashes.len() {
-                self.tails.put(slot, *hash, tokens);
+                self.tails.put(of.slot, *hash, tokens);
             }
         }
         if let Some(root) = root {
@@ -258,19 +282,19 @@ impl Index {
 
     /// False for a block that was generated with tokens that no prompt will have. Not asked of one more copy of a
     /// block: its place is known.
-    fn is_canonical(&self, slot: Slot, stored: &Stored, hash: u64, before: Option<u64>, tokens: &[u32]) -> bool {
-        let Some(endpoint) = self.endpoints.get(&slot) else { return true };
+    fn is_canonical(&self, of: Holdings, stored: &Stored, hash: u64, before: Option<u64>, tokens: &[u32]) -> bool {
+        let Some(endpoint) = self.endpoints.get(&of) else { return true };
         let may_be_generated =
             stored.parent.is_some() && stored.hashes.len() <= GENERATED_AT_MOST && !endpoint.blocks.contains_key(&hash);
-        let tail = before.map_or(&[][..], |before| self.tails.get(slot, before));
-        !may_be_generated || endpoint.vocabulary.is_canonical(tail, tokens)
+        let tail = before.map_or(&[][..], |before| self.tails.get(of.slot, before));
+        of.ids || !may_be_generated || endpoint.vocabulary.is_canonical(tail, tokens)
     }
 
     /// Adds one copy of a block, new or not; `false` if there is no room.
-    fn put(&mut self, slot: Slot, hash: u64, tier: Tier, anchor: Anchor, tokens: &[u32], readable: bool) -> bool {
-        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return false };
+    fn put(&mut self, of: Holdings, hash: u64, tier: Tier, anchor: Anchor, tokens: &[u32], readable: bool) -> bool {
+        let Some(endpoint) = self.endpoints.get_mut(&of) else { return false };
         if endpoint.blocks.contains_key(&hash) {
-            self.add_copy(slot, hash, tier);
+            self.add_copy(of, hash, tier);
             return true;
         }
         if self.stats.blocks >= self.options.max_blocks || self.tree.len() >= self.options.max_blocks {
@@ -281,52 +305,58 @@ impl Index {
                 endpoint.waiting.entry(parent).or_default().push(hash);
                 Place::Orphan(Box::new(Orphan { parent, tokens: tokens.into(), readable }))
             }
-            known => self.place(slot, known, tokens, readable),
+            known => self.place(of, known, tokens, readable),
         };
         let mut copies = Block { copies: [0; 3], place };
         *copies.copies_on(tier) = 1;
         self.count(&copies.place, true);
         self.stats.blocks += 1;
         let node = copies.node();
-        if let Some(endpoint) = self.endpoints.get_mut(&slot) {
+        if let Some(endpoint) = self.endpoints.get_mut(&of) {
             endpoint.blocks.insert(hash, copies);
         }
         if let Some(node) = node {
-            self.tree.set_resident(node, slot, Some(tier));
+            self.tree.set_resident(node, of.slot, Some(tier));
         }
-        self.adopt(slot, hash);
+        self.adopt(of, hash);
         true
     }
 
     /// Finds the place of a block after a known one.
-    fn place(&mut self, slot: Slot, anchor: Anchor, tokens: &[u32], readable: bool) -> Place {
+    fn place(&mut self, of: Holdings, anchor: Anchor, tokens: &[u32], readable: bool) -> Place {
         let (Anchor::Tree(parent), true) = (anchor, readable) else { return Place::Unmatchable };
-        let Some(endpoint) = self.endpoints.get(&slot) else { return Place::Unmatchable };
-        let spell = |bytes: &mut Vec<u8>| endpoint.vocabulary.spell(tokens, bytes);
+        let Some(endpoint) = self.endpoints.get(&of) else { return Place::Unmatchable };
+        let spell = |bytes: &mut Vec<u8>| {
+            if of.ids {
+                bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+                return true;
+            }
+            endpoint.vocabulary.spell(tokens, bytes)
+        };
         self.tree.child(parent, tokens, spell).map_or(Place::Unmatchable, Place::Tree)
     }
 
     /// Places the orphans that waited for `hash`, then those that waited for them.
-    fn adopt(&mut self, slot: Slot, hash: u64) {
+    fn adopt(&mut self, of: Holdings, hash: u64) {
         let mut parents = vec![hash];
         while let Some(parent) = parents.pop() {
-            let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+            let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
             let anchor = endpoint.anchor(parent);
             if matches!(anchor, Anchor::Unknown(_)) {
                 continue;
             }
             for child in endpoint.waiting.remove(&parent).unwrap_or_default() {
-                let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+                let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
                 let Some(block) = endpoint.blocks.get_mut(&child) else { continue };
                 let tier = block.tier();
                 let Place::Orphan(orphan) = std::mem::replace(&mut block.place, Place::Unmatchable) else { continue };
-                let place = self.place(slot, anchor, &orphan.tokens, orphan.readable);
+                let place = self.place(of, anchor, &orphan.tokens, orphan.readable);
                 self.stats.orphans -= 1;
                 self.count(&place, true);
                 if let Place::Tree(node) = &place {
-                    self.tree.set_resident(*node, slot, tier);
+                    self.tree.set_resident(*node, of.slot, tier);
                 }
-                if let Some(block) = self.endpoints.get_mut(&slot).and_then(|e| e.blocks.get_mut(&child)) {
+                if let Some(block) = self.endpoints.get_mut(&of).and_then(|e| e.blocks.get_mut(&child)) {
                     block.place = place;
                 }
                 parents.push(child);
@@ -334,22 +364,22 @@ impl Index {
         }
     }
 
-    fn add_copy(&mut self, slot: Slot, hash: u64, tier: Tier) {
-        let Some(block) = self.endpoints.get_mut(&slot).and_then(|e| e.blocks.get_mut(&hash)) else { return };
+    fn add_copy(&mut self, of: Holdings, hash: u64, tier: Tier) {
+        let Some(block) = self.endpoints.get_mut(&of).and_then(|e| e.blocks.get_mut(&hash)) else { return };
         let copies = block.copies_on(tier);
         *copies = copies.saturating_add(1);
         if let Some(node) = block.node() {
-            self.tree.set_resident(node, slot, block.tier());
+            self.tree.set_resident(node, of.slot, block.tier());
         }
     }
 
-    fn remove(&mut self, slot: Slot, removed: &Removed) {
-        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+    fn remove(&mut self, of: Holdings, removed: &Removed) {
+        let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
         if !self.options.tiers.contains(&removed.tier) || removed.group.is_some_and(|g| Some(g) != endpoint.group) {
             return;
         }
         for hash in &removed.hashes {
-            let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+            let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
             let Entry::Occupied(mut entry) = endpoint.blocks.entry(*hash) else { continue };
             let block = entry.get_mut();
             // A removal of a copy stored before we listened must not go below zero.
@@ -358,7 +388,7 @@ impl Index {
             let tier = block.tier();
             if tier.is_some() {
                 if let Some(node) = block.node() {
-                    self.tree.set_resident(node, slot, tier);
+                    self.tree.set_resident(node, of.slot, tier);
                 }
                 continue;
             }
@@ -371,24 +401,24 @@ impl Index {
                     waiting.remove();
                 }
             }
-            self.drop_block(slot, &block);
+            self.drop_block(of, &block);
         }
     }
 
     /// Forgets an endpoint's blocks.
-    fn forget(&mut self, slot: Slot) {
-        let Some(endpoint) = self.endpoints.get_mut(&slot) else { return };
+    fn forget(&mut self, of: Holdings) {
+        let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
         endpoint.waiting.clear();
         for (_, block) in std::mem::take(&mut endpoint.blocks) {
-            self.drop_block(slot, &block);
+            self.drop_block(of, &block);
         }
     }
 
-    fn drop_block(&mut self, slot: Slot, block: &Block) {
+    fn drop_block(&mut self, of: Holdings, block: &Block) {
         self.stats.blocks -= 1;
         self.count(&block.place, false);
         if let Some(node) = block.node() {
-            self.tree.set_resident(node, slot, None);
+            self.tree.set_resident(node, of.slot, None);
         }
     }
 

@@ -53,7 +53,7 @@ impl Server {
         let mut index = Index::new(options, RandomState::new().hash_one("epoch") as u32);
         for (slot, endpoint) in (0u16..).map(Slot).zip(&config.endpoints) {
             if let Some((profile, vocabulary)) = models.iter().find(|(profile, _)| profile.name == endpoint.model) {
-                index.add(slot, &profile.name, vocabulary.clone());
+                index.add(slot, &profile.name, vocabulary, profile.token_ids);
             }
         }
         let state = State::new(index, Fleet::new(&config), &profiles, config.stride());

@@ -49,7 +49,7 @@ fn vocabulary() -> Arc<Vocabulary> {
 fn index() -> Index {
     let stride = Stride::new(STRIDE).unwrap();
     let mut index = Index::new(Options { stride, max_blocks: 10_000, tiers: vec![Tier::Gpu] }, 1);
-    index.add(Slot(0), "tiny", vocabulary());
+    index.add(Slot(0), "tiny", &vocabulary(), false);
     index
 }
 

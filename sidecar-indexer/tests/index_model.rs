@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
 use affinity::page::{PageEntry, page_of};
+use affinity::prompt::ids_namespace;
 use affinity::{Fingerprint, Slot, Stride, Tier, Tokens, fingerprints, root};
 use proptest::prelude::*;
 use std::collections::hash_map::DefaultHasher;
@@ -235,7 +236,7 @@ proptest! {
         };
         let (mut index, mut model, vocabulary) = (Index::new(options, 1), Model::default(), vocabulary());
         for (endpoint, name) in ENDPOINTS.iter().enumerate() {
-            index.add(Slot(endpoint as u16), name, vocabulary.clone());
+            index.add(Slot(endpoint as u16), name, &vocabulary, false);
         }
         let mut before: HashMap<Fingerprint, PageEntry> = HashMap::new();
         for op in &ops {
@@ -267,7 +268,7 @@ proptest! {
 fn small_index(max_blocks: usize) -> Index {
     let options = Options { stride: Stride::new(STRIDE).unwrap(), max_blocks, tiers: vec![Tier::Gpu] };
     let mut index = Index::new(options, 1);
-    index.add(Slot(0), "m", vocabulary());
+    index.add(Slot(0), "m", &vocabulary(), false);
     index
 }
 
@@ -337,4 +338,26 @@ fn text_up_to_an_image_is_indexed_and_nothing_after_it() {
     index.apply(Slot(0), &Event::Stored(sequence(4..6, Some(3))));
     assert_eq!(index.table().len(), 24 / STRIDE as usize);
     assert_eq!((index.stats().unmatchable, index.stats().orphans), (4, 0));
+}
+
+#[test]
+fn what_is_held_can_be_found_by_token_ids_too() {
+    let options = Options { stride: Stride::new(STRIDE).unwrap(), max_blocks: 100, tiers: vec![Tier::Gpu] };
+    let mut index = Index::new(options, 1);
+    index.add(Slot(0), "m", &vocabulary(), true);
+    index.apply(Slot(0), &Event::Stored(sequence(0..4, None)));
+    let found = |namespace: &str, bytes: &[u8]| {
+        let mut prefixes = Vec::new();
+        fingerprints(Stride::new(STRIDE).unwrap(), root(namespace, None), bytes, &mut prefixes);
+        let entries = all_entries(&index);
+        prefixes.iter().filter_map(|prefix| entries.iter().find(|e| e.fingerprint == *prefix)?.holders.first()).count()
+    };
+    let ids = [4u32; 4].map(u32::to_le_bytes).concat();
+    assert_eq!(found(&ids_namespace("m"), &ids), 16 / STRIDE as usize);
+    assert_eq!(found("m", &ids), 0);
+    let mut text = Vec::new();
+    assert!(vocabulary().spell(&[4; 4], &mut text));
+    assert_eq!(found("m", &text), 48 / STRIDE as usize);
+    index.apply(Slot(0), &remove(vec![0, 1, 2, 3], None));
+    assert!(index.table().is_empty());
 }

@@ -1,8 +1,10 @@
-//! A request's body, as far as its prompt depends on it.
+//! The bodies of `/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`, as vLLM's request models read them.
 
 use super::Unknown;
+use super::conversation::{Content, Conversation, Message, Part, Tool, ToolCall};
+use super::json::{Fields, Json, take};
 use super::lift::Lifted;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Error, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::fmt;
@@ -12,26 +14,66 @@ use std::fmt;
 pub(super) struct Body<'a> {
     #[serde(default, borrow)]
     pub model: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    pub prompt: Option<PromptField<'a>>,
-    #[serde(borrow)]
-    pub messages: Option<Vec<Message<'a>>>,
     #[serde(default, borrow)]
     pub cache_salt: Option<Cow<'a, str>>,
-    pub add_generation_prompt: Option<bool>,
-    pub add_special_tokens: Option<bool>,
+    #[serde(borrow)]
+    prompt: Option<Prompt<'a>>,
+    #[serde(borrow)]
+    input: Option<Prompt<'a>>,
+    #[serde(borrow)]
+    messages: Option<Vec<Raw<'a>>>,
+    #[serde(default, borrow)]
+    tools: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    tool_choice: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    documents: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    chat_template: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    chat_template_kwargs: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    reasoning_effort: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    kv_transfer_params: Option<Json<'a>>,
+    add_generation_prompt: Option<bool>,
     continue_final_message: Option<bool>,
-    tools: Option<IgnoredAny>,
-    documents: Option<IgnoredAny>,
-    chat_template: Option<IgnoredAny>,
-    chat_template_kwargs: Option<IgnoredAny>,
-    reasoning_effort: Option<IgnoredAny>,
+    pub add_special_tokens: Option<bool>,
     truncate_prompt_tokens: Option<IgnoredAny>,
     prompt_embeds: Option<IgnoredAny>,
     prompt_logprobs: Option<IgnoredAny>,
     suffix: Option<IgnoredAny>,
-    kv_transfer_params: Option<IgnoredAny>,
     mm_processor_kwargs: Option<IgnoredAny>,
+}
+
+/// A message as it stands in a body.
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow)]
+    role: Cow<'a, str>,
+    #[serde(default, borrow)]
+    content: RawContent<'a>,
+    #[serde(default, borrow)]
+    name: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    tool_calls: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    tool_call_id: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    reasoning: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    reasoning_content: Option<Json<'a>>,
+    #[serde(default, borrow)]
+    tools: Option<Json<'a>>,
+    /// A marker that DeepSeek V4's template reads.
+    task: Option<IgnoredAny>,
+}
+
+/// What a completions request asks for.
+#[derive(Debug, PartialEq)]
+pub(super) enum Asked<'a> {
+    Text(Cow<'a, str>),
+    Ids(Vec<u32>),
 }
 
 impl<'a> Body<'a> {
@@ -41,72 +83,249 @@ impl<'a> Body<'a> {
     }
 
     /// The first field whose effect on prompt or cache is not reproduced.
-    pub fn unreproduced(&self) -> Option<&'static str> {
+    fn unreproduced(&self) -> Result<(), Unknown> {
         let given = [
-            ("tools", self.tools.is_some()),
-            ("documents", self.documents.is_some()),
-            ("chat_template", self.chat_template.is_some()),
-            ("chat_template_kwargs", self.chat_template_kwargs.is_some()),
-            ("reasoning_effort", self.reasoning_effort.is_some()),
-            ("continue_final_message", self.continue_final_message == Some(true)),
             ("truncate_prompt_tokens", self.truncate_prompt_tokens.is_some()),
             ("prompt_embeds", self.prompt_embeds.is_some()),
             // The engine does not read its cache for these.
             ("prompt_logprobs", self.prompt_logprobs.is_some()),
             ("suffix", self.suffix.is_some()),
-            ("kv_transfer_params", self.kv_transfer_params.is_some()),
             ("mm_processor_kwargs", self.mm_processor_kwargs.is_some()),
         ];
-        given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+        given.iter().find(|(_, given)| *given).map_or(Ok(()), |(name, _)| Err(Unknown::Feature(name)))
+    }
+
+    /// The prompt of a completions request, or the input of an embeddings request.
+    pub fn prompt(self, lifted: Option<&'a Lifted>) -> Result<Asked<'a>, Unknown> {
+        self.unreproduced()?;
+        match self.prompt.or(self.input).ok_or(Unknown::Malformed)? {
+            Prompt::Text(text) => Ok(Asked::Text(resolved(text, lifted)?)),
+            Prompt::Ids(ids) => Ok(Asked::Ids(ids)),
+            Prompt::Other => Err(Unknown::Malformed),
+        }
+    }
+
+    /// Token ids that a prefill engine hands on: the engine takes them for the prompt.
+    pub fn handed_on(&self) -> Result<Option<Vec<u32>>, Unknown> {
+        match self.kv_transfer_params.as_ref().and_then(|params| params.get("prompt_token_ids")) {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::List(ids)) => {
+                let id = |id: &Json<'_>| match id {
+                    Json::Int(id) => u32::try_from(*id).ok(),
+                    _ => None,
+                };
+                ids.iter().map(id).collect::<Option<Vec<u32>>>().ok_or(Unknown::Malformed).map(Some)
+            }
+            Some(_) => Err(Unknown::Malformed),
+        }
+    }
+
+    /// Whether it has messages: embeddings requests may.
+    pub fn is_chat(&self) -> bool {
+        self.messages.is_some()
+    }
+
+    /// A chat request. `exclude_unused`: the engine leaves tools out that must not be called.
+    pub fn conversation(self, lifted: Option<&'a Lifted>, exclude_unused: bool) -> Result<Conversation<'a>, Unknown> {
+        self.unreproduced()?;
+        let messages = self.messages.ok_or(Unknown::Malformed)?;
+        let json = |json: Option<Json<'a>>| match json {
+            None | Some(Json::Null) => Ok(None),
+            Some(json) => json.resolved(lifted).map(Some).ok_or(Unknown::Malformed),
+        };
+        let text = |given: Option<Json<'a>>| match json(given)? {
+            None => Ok(None),
+            Some(Json::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(Unknown::Malformed),
+        };
+        let kwargs = match json(self.chat_template_kwargs)? {
+            None => Fields::new(),
+            Some(Json::Map(fields)) => fields,
+            Some(_) => return Err(Unknown::Malformed),
+        };
+        let unused = exclude_unused && self.tool_choice.as_ref().and_then(Json::as_str) == Some("none");
+        let tools = json(self.tools)?.map(tools).transpose()?.filter(|_| !unused);
+        Ok(Conversation {
+            messages: messages.into_iter().map(|message| message.read(lifted)).collect::<Result<_, _>>()?,
+            tools,
+            documents: json(self.documents)?,
+            kwargs,
+            reasoning_effort: text(self.reasoning_effort)?,
+            add_generation_prompt: self.add_generation_prompt,
+            continue_final_message: self.continue_final_message == Some(true),
+            chat_template: text(self.chat_template)?,
+            ..Conversation::default()
+        })
     }
 }
 
-#[derive(Deserialize)]
-pub(super) struct Message<'a> {
-    #[serde(borrow)]
-    role: Cow<'a, str>,
-    #[serde(default, borrow)]
-    content: Content<'a>,
-    #[serde(borrow)]
-    name: Option<Borrowable<'a>>,
-    tool_calls: Option<IgnoredAny>,
-    reasoning: Option<IgnoredAny>,
-    reasoning_content: Option<IgnoredAny>,
+/// Tools as chat requests give them; an empty list is refused.
+pub(super) fn tools(given: Json<'_>) -> Result<Vec<Tool<'_>>, Unknown> {
+    match given {
+        Json::List(items) if !items.is_empty() => {
+            items.into_iter().map(|item| tool(item).ok_or(Unknown::Malformed)).collect()
+        }
+        _ => Err(Unknown::Malformed),
+    }
 }
 
-/// A message as vLLM hands it to a template that takes text.
-pub(super) struct Turn<'a> {
-    pub role: Cow<'a, str>,
-    pub content: Cow<'a, str>,
-    pub name: Option<Cow<'a, str>>,
+/// `None`: vLLM's request model refuses it.
+fn tool(given: Json<'_>) -> Option<Tool<'_>> {
+    let Json::Map(mut fields) = given else { return None };
+    if take(&mut fields, "type").is_some_and(|kind| kind.as_str() != Some("function")) {
+        return None;
+    }
+    let Json::Map(mut function) = take(&mut fields, "function")? else { return None };
+    Some(Tool {
+        name: text(take(&mut function, "name"))??,
+        description: text(take(&mut function, "description"))?,
+        parameters: match take(&mut function, "parameters") {
+            None | Some(Json::Null) => None,
+            Some(parameters @ Json::Map(_)) => Some(parameters),
+            Some(_) => return None,
+        },
+        strict: flag(take(&mut function, "strict"))?,
+        defer_loading: flag(take(&mut function, "defer_loading"))?,
+        outer_defer_loading: flag(take(&mut fields, "defer_loading"))?,
+    })
 }
 
-impl<'a> Message<'a> {
-    pub fn into_turn(self, lifted: Option<&'a Lifted>) -> Result<Turn<'a>, Unknown> {
-        match self.role.as_ref() {
-            // Merged into other messages, or given fields we do not build yet.
-            "developer" => return Err(Unknown::Feature("developer")),
-            "tool" | "function" => return Err(Unknown::Feature("tool_messages")),
-            _ if self.tool_calls.is_some() => return Err(Unknown::Feature("tool_calls")),
-            _ if self.reasoning.is_some() || self.reasoning_content.is_some() => {
-                return Err(Unknown::Feature("reasoning"));
-            }
-            _ => {}
+/// `None`: neither a text nor null.
+fn text(given: Option<Json<'_>>) -> Option<Option<Cow<'_, str>>> {
+    match given {
+        None | Some(Json::Null) => Some(None),
+        Some(Json::Text(text)) => Some(Some(text)),
+        Some(_) => None,
+    }
+}
+
+fn flag(given: Option<Json<'_>>) -> Option<Option<bool>> {
+    match given {
+        None | Some(Json::Null) => Some(None),
+        Some(Json::Bool(flag)) => Some(Some(flag)),
+        Some(_) => None,
+    }
+}
+
+impl<'a> Raw<'a> {
+    fn read(self, lifted: Option<&'a Lifted>) -> Result<Message<'a>, Unknown> {
+        if self.task.is_some() {
+            return Err(Unknown::Feature("message_task"));
         }
         let content = match self.content {
-            Content::Text(text) => resolved(text, lifted)?,
-            Content::Parts(parts) => {
-                let parts = parts.into_iter().map(|part| resolved(part, lifted));
-                Cow::Owned(parts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+            RawContent::Absent => Content::Absent,
+            RawContent::Text(text) => Content::Text(resolved(text, lifted)?),
+            RawContent::Parts(parts) => {
+                let mut read = Vec::with_capacity(parts.len());
+                for item in parts {
+                    read.extend(part(item.resolved(lifted).ok_or(Unknown::Malformed)?).ok_or(Unknown::Malformed)?);
+                }
+                Content::Parts(read)
             }
-            Content::Absent => Cow::Borrowed(""),
-            Content::Media => return Err(Unknown::Feature("media")),
         };
-        Ok(Turn { role: self.role, content, name: self.name.map(|Borrowable(name)| name) })
+        let tool_calls = match self.tool_calls {
+            None | Some(Json::Null) => Vec::new(),
+            Some(Json::List(calls)) => {
+                let call = |call: Json<'a>| call.resolved(lifted).and_then(tool_call).ok_or(Unknown::Malformed);
+                calls.into_iter().map(call).collect::<Result<_, _>>()?
+            }
+            Some(_) => return Err(Unknown::Malformed),
+        };
+        let reasoning = text(self.reasoning).ok_or(Unknown::Malformed)?;
+        let tool_call_id = match self.tool_call_id {
+            None => None,
+            Some(Json::Text(id)) => Some(id),
+            Some(_) => return Err(Unknown::Malformed),
+        };
+        Ok(Message {
+            role: self.role,
+            content,
+            name: text(self.name).ok_or(Unknown::Malformed)?,
+            tool_calls,
+            tool_call_id,
+            reasoning: match reasoning {
+                Some(reasoning) => Some(reasoning),
+                None => text(self.reasoning_content).ok_or(Unknown::Malformed)?,
+            },
+            tools: match self.tools {
+                None | Some(Json::Null) => None,
+                Some(tools) => Some(tools.resolved(lifted).ok_or(Unknown::Malformed)?),
+            },
+        })
     }
 }
 
-fn resolved<'a>(text: Cow<'a, str>, lifted: Option<&'a Lifted>) -> Result<Cow<'a, str>, Unknown> {
+/// Fields of parts that some type of part has: they are not handed to templates.
+const KNOWN: [&str; 18] = [
+    "audio_embeds",
+    "audio_url",
+    "closed",
+    "data",
+    "file",
+    "image_embeds",
+    "image_pil",
+    "image_url",
+    "input_audio",
+    "name",
+    "prompt_cache_breakpoint",
+    "refusal",
+    "text",
+    "thinking",
+    "type",
+    "uuid",
+    "video_embeds",
+    "video_url",
+];
+
+/// A part; `Some(None)` for one that the engine skips, `None` for one that it refuses.
+pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
+    let mut fields = match given {
+        Json::Text(text) => return Some(Some(Part::Other { text, extra: Fields::new() })),
+        Json::Map(fields) => fields,
+        _ => return None,
+    };
+    let marked = take(&mut fields, "uuid").is_some_and(|uuid| !uuid.is_null());
+    let kind = text(take(&mut fields, "type"))?;
+    let key = match kind.as_deref() {
+        Some("text" | "input_text" | "output_text") if !marked => "text",
+        Some("refusal") if !marked => "refusal",
+        Some("thinking") if !marked => "thinking",
+        Some(
+            "image_url" | "input_image" | "image_embeds" | "image_pil" | "audio_url" | "input_audio" | "audio_embeds",
+        )
+        | Some("video_url" | "video_embeds" | "prompt_embeds" | "tool_reference") => return Some(Some(Part::Media)),
+        Some(_) => return None,
+        None => {
+            let media = |(name, _): &(Cow<'_, str>, Json<'_>)| name.starts_with(['i', 'a', 'v']) && name.contains('_');
+            return fields.iter().any(media).then_some(Some(Part::Media));
+        }
+    };
+    match text(take(&mut fields, key))? {
+        None if key == "thinking" => None,
+        None => Some(None),
+        Some(text) => {
+            fields.retain(|(name, _)| !KNOWN.contains(&name.as_ref()));
+            let plain = kind.as_deref() == Some("text");
+            Some(Some(if plain { Part::Text { text, extra: fields } } else { Part::Other { text, extra: fields } }))
+        }
+    }
+}
+
+/// `None`: vLLM's request model refuses it.
+fn tool_call(given: Json<'_>) -> Option<ToolCall<'_>> {
+    let Json::Map(mut fields) = given else { return None };
+    if take(&mut fields, "type")?.as_str() != Some("function") {
+        return None;
+    }
+    let id = text(take(&mut fields, "id"))??;
+    let Json::Map(mut function) = take(&mut fields, "function")? else { return None };
+    let name = text(take(&mut function, "name"))??;
+    let arguments = text(take(&mut function, "arguments"))??;
+    Some(ToolCall { id, name, arguments, extra: fields, function_extra: function, name_first: false })
+}
+
+/// A text whose place in the body may have been taken by a name for it.
+pub(super) fn resolved<'a>(text: Cow<'a, str>, lifted: Option<&'a Lifted>) -> Result<Cow<'a, str>, Unknown> {
     match lifted {
         Some(lifted) => lifted.text(text).ok_or(Unknown::Malformed),
         None => Ok(text),
@@ -115,111 +334,109 @@ fn resolved<'a>(text: Cow<'a, str>, lifted: Option<&'a Lifted>) -> Result<Cow<'a
 
 /// A message's content. Its texts may have been [lifted](Lifted).
 #[derive(Default)]
-enum Content<'a> {
+enum RawContent<'a> {
     #[default]
     Absent,
     Text(Cow<'a, str>),
-    /// To be joined by newlines.
-    Parts(Vec<Cow<'a, str>>),
-    /// Holds a part that is not text.
-    Media,
+    Parts(Vec<Json<'a>>),
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for RawContent<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Content<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text, a list of parts, or null")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Content<'de>, E> {
-                Ok(Content::Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Content<'de>, E> {
-                Ok(Content::Text(Cow::Owned(text.to_owned())))
-            }
-
-            fn visit_unit<E>(self) -> Result<Content<'de>, E> {
-                Ok(Content::Absent)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content<'de>, A::Error> {
-                let (mut texts, mut media) = (Vec::new(), false);
-                while let Some(part) = parts.next_element::<Part<'de>>()? {
-                    match (part.kind.as_ref(), part.text) {
-                        ("text" | "input_text" | "output_text", Some(Borrowable(text))) => texts.push(text),
-                        _ => media = true,
-                    }
-                }
-                Ok(if media { Content::Media } else { Content::Parts(texts) })
-            }
+        match Json::deserialize(from)? {
+            Json::Null => Ok(RawContent::Absent),
+            Json::Text(text) => Ok(RawContent::Text(text)),
+            Json::List(parts) => Ok(RawContent::Parts(parts)),
+            _ => Err(D::Error::custom("a content is text, a list of parts, or null")),
         }
-        from.deserialize_any(Visit)
     }
 }
 
-#[derive(Deserialize)]
-struct Part<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    text: Option<Borrowable<'a>>,
-}
-
-/// Serde borrows no optional text by itself.
-#[derive(Deserialize)]
-struct Borrowable<'a>(#[serde(borrow)] Cow<'a, str>);
-
 /// A completions prompt.
-pub(super) enum PromptField<'a> {
+enum Prompt<'a> {
     /// May have been [lifted](Lifted).
     Text(Cow<'a, str>),
-    /// Token ids, or several prompts in one call, or something no engine takes.
+    Ids(Vec<u32>),
+    /// Something no engine takes.
     Other,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for PromptField<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for Prompt<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = PromptField<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a prompt")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<PromptField<'de>, E> {
-                Ok(PromptField::Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<PromptField<'de>, E> {
-                Ok(PromptField::Text(Cow::Owned(text.to_owned())))
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<PromptField<'de>, E> {
-                Ok(PromptField::Other)
-            }
-
-            /// Several prompts go to one engine; the first stands for all.
-            fn visit_seq<A: SeqAccess<'de>>(self, mut prompts: A) -> Result<PromptField<'de>, A::Error> {
-                let first = prompts.next_element::<PromptField<'de>>()?.unwrap_or(PromptField::Other);
-                while prompts.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(first)
-            }
-        }
-        from.deserialize_any(Visit)
+        from.deserialize_any(VisitPrompt)
     }
 }
 
-impl<'a> PromptField<'a> {
-    pub fn into_text(self, lifted: Option<&'a Lifted>) -> Result<Cow<'a, str>, Unknown> {
-        match self {
-            PromptField::Text(text) => resolved(text, lifted),
-            PromptField::Other => Err(Unknown::Feature("token_ids")),
+struct VisitPrompt;
+
+impl<'de> Visitor<'de> for VisitPrompt {
+    type Value = Prompt<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a prompt")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Prompt<'de>, E> {
+        Ok(Prompt::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Prompt<'de>, E> {
+        Ok(Prompt::Text(Cow::Owned(text.to_owned())))
+    }
+
+    /// Several prompts go to one engine; the first stands for all.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Prompt<'de>, A::Error> {
+        let mut first = match items.next_element::<Item<'de>>()? {
+            None => return Ok(Prompt::Other),
+            Some(Item::Id(id)) => Prompt::Ids(vec![id]),
+            Some(Item::Prompt(prompt)) => {
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                return Ok(prompt);
+            }
+        };
+        if let Prompt::Ids(ids) = &mut first {
+            while let Some(id) = items.next_element()? {
+                ids.push(id);
+            }
         }
+        Ok(first)
+    }
+}
+
+/// An item of a list that is a prompt, or prompts.
+enum Item<'a> {
+    Id(u32),
+    Prompt(Prompt<'a>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Item<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(VisitItem)
+    }
+}
+
+struct VisitItem;
+
+impl<'de> Visitor<'de> for VisitItem {
+    type Value = Item<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a token id, or a prompt")
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> Result<Item<'de>, E> {
+        u32::try_from(id).map(Item::Id).map_err(E::custom)
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Item<'de>, E> {
+        VisitPrompt.visit_borrowed_str(text).map(Item::Prompt)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Item<'de>, E> {
+        VisitPrompt.visit_str(text).map(Item::Prompt)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Item<'de>, A::Error> {
+        VisitPrompt.visit_seq(items).map(Item::Prompt)
     }
 }

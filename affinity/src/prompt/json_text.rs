@@ -1,6 +1,7 @@
 //! JSON as text, as Python's `json.dumps` writes it.
 
 use super::json::Json;
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// The arguments of `json.dumps` that change its text.
@@ -9,9 +10,9 @@ pub(super) struct Style {
     /// All but printable ASCII becomes `\u` escapes; beyond the first plane, two of them.
     pub ensure_ascii: bool,
     /// Between items. Python's default is `", "`, but `","` where there is an [indent](Style::indent).
-    pub item: &'static str,
+    pub item: Cow<'static, str>,
     /// Between a key and its value. Python's default is `": "`.
-    pub key: &'static str,
+    pub key: Cow<'static, str>,
     /// Each item is on a line of its own, behind this once per level.
     pub indent: Option<String>,
     /// Keys come in the order of their code points.
@@ -20,7 +21,13 @@ pub(super) struct Style {
 
 impl Style {
     /// `json.dumps(value, ensure_ascii=False)`.
-    pub const PLAIN: Style = Style { ensure_ascii: false, item: ", ", key: ": ", indent: None, sort_keys: false };
+    pub const PLAIN: Style = Style {
+        ensure_ascii: false,
+        item: Cow::Borrowed(", "),
+        key: Cow::Borrowed(": "),
+        indent: None,
+        sort_keys: false,
+    };
 }
 
 /// Appends the text of a value.
@@ -62,7 +69,7 @@ fn write_within(json: &Json<'_>, style: &Style, level: usize, out: &mut String) 
             for (number, (key, value)) in fields.iter().enumerate() {
                 begin_item(number == 0, style, level, out);
                 write_text(key, style.ensure_ascii, out);
-                out.push_str(style.key);
+                out.push_str(&style.key);
                 write_within(value, style, level + 1, out);
             }
             end_items(fields.is_empty(), style, level, out);
@@ -73,7 +80,7 @@ fn write_within(json: &Json<'_>, style: &Style, level: usize, out: &mut String) 
 
 fn begin_item(first: bool, style: &Style, level: usize, out: &mut String) {
     if !first {
-        out.push_str(style.item);
+        out.push_str(&style.item);
     }
     break_line(style, level + 1, out);
 }
@@ -240,18 +247,18 @@ mod tests {
             dumped(json, &Style::PLAIN),
             "{\"b\": [1, {\"x\": null}], \"a\": {}, \"é\": [], \"aa\": [true, false], \"😀\": \"\", \"\u{ffff}\": 2}"
         );
-        let tight = Style { item: ",", key: ":", sort_keys: true, ..Style::PLAIN };
+        let tight = Style { item: ",".into(), key: ":".into(), sort_keys: true, ..Style::PLAIN };
         assert_eq!(
             dumped(json, &tight),
             "{\"a\":{},\"aa\":[true,false],\"b\":[1,{\"x\":null}],\"é\":[],\"\u{ffff}\":2,\"😀\":\"\"}"
         );
-        let lines = Style { item: ",", indent: Some("  ".into()), ..Style::PLAIN };
+        let lines = Style { item: ",".into(), indent: Some("  ".into()), ..Style::PLAIN };
         assert_eq!(
             dumped(r#"{"b":[1,{"x":null}],"a":{},"c":[]}"#, &lines),
             "{\n  \"b\": [\n    1,\n    {\n      \"x\": null\n    }\n  ],\n  \"a\": {},\n  \"c\": []\n}"
         );
         // Python breaks lines at an empty indent, too.
-        let flat = Style { item: ",", indent: Some(String::new()), ..Style::PLAIN };
+        let flat = Style { item: ",".into(), indent: Some(String::new()), ..Style::PLAIN };
         assert_eq!(dumped("[1,[2]]", &flat), "[\n1,\n[\n2\n]\n]");
     }
 

@@ -12,20 +12,33 @@ mod conversation;
 mod copying;
 #[cfg(test)]
 mod equivalence;
+mod harmony;
+mod jinja;
 mod json;
 mod json_text;
 mod lift;
+mod messages;
 mod needles;
+#[cfg(test)]
+mod recorded;
+mod responses;
 mod scan;
 mod skeleton;
 pub mod spelling;
 mod templates;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use crate::fingerprint::{Fingerprint, root};
-use crate::fleet::{Profile, Profiles};
-use body::{Body, Turn};
+use crate::fleet::{Profile, Profiles, Renderer};
+use body::{Asked as Prompt, Body};
+use conversation::{Conversation, Envelope};
+pub use jinja::takes_parts;
+use jinja::time::LocalTime;
 use lift::Lifted;
-use needles::Needles;
+use spelling::Speller;
+use std::borrow::Cow;
 use std::fmt;
 use templates::Templates;
 
@@ -36,6 +49,12 @@ pub enum Api {
     Completions,
     /// `/v1/chat/completions`: messages through the model's template.
     Chat,
+    /// `/v1/embeddings`: a text, or messages.
+    Embeddings,
+    /// `/v1/responses`: items that become messages.
+    Responses,
+    /// `/v1/messages`: Anthropic's messages, likewise.
+    Messages,
 }
 
 impl Api {
@@ -43,13 +62,14 @@ impl Api {
     #[must_use]
     pub fn of_path(path: &str) -> Option<Self> {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
-        if path.ends_with("/chat/completions") {
-            Some(Api::Chat)
-        } else if path.ends_with("/completions") {
-            Some(Api::Completions)
-        } else {
-            None
-        }
+        let known = [
+            ("/chat/completions", Api::Chat),
+            ("/completions", Api::Completions),
+            ("/embeddings", Api::Embeddings),
+            ("/responses", Api::Responses),
+            ("/messages", Api::Messages),
+        ];
+        known.into_iter().find_map(|(end, api)| path.ends_with(end).then_some(api))
     }
 }
 
@@ -62,7 +82,7 @@ pub enum Unknown {
     Model,
     /// The request uses a feature whose effect on the prompt is not reproduced; the word names it.
     Feature(&'static str),
-    /// The model's template could not be compiled, refused these messages, or uses what chat templates do not.
+    /// The model's template could not be compiled, refused these messages, or does what is not reproduced.
     Template,
 }
 
@@ -93,18 +113,34 @@ pub struct Asked {
 pub struct Canonical {
     /// Seed of the fingerprints: model or adapter, and cache salt.
     pub root: Fingerprint,
-    /// The text that the engine's tokens will spell.
-    pub text: String,
+    /// What the engine's tokens will spell; of a prompt given as token ids, the ids, 4 bytes each, little end first.
+    pub bytes: Vec<u8>,
     /// Bytes of the last message's content: the engine has probably seen all before it.
     pub last: usize,
+    /// Why more follows that is not known, if so.
+    pub cut: Option<Unknown>,
+}
+
+/// A rendered chat.
+struct Rendered {
+    text: String,
+    /// As in [`Canonical`].
+    last: usize,
+    cut: Option<Unknown>,
+}
+
+impl Rendered {
+    fn whole(text: String) -> Self {
+        Self { text, last: 0, cut: None }
+    }
 }
 
 /// Profiles made ready: names resolved, templates compiled. One per VM, built anew when the profiles change.
 pub struct Prompts {
     profiles: Profiles,
     templates: Templates,
-    /// Each model's opaque texts.
-    opaque: Vec<Needles>,
+    /// What each model's tokenizer does to texts.
+    spellers: Vec<Speller>,
 }
 
 impl Prompts {
@@ -113,9 +149,8 @@ impl Prompts {
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
         let (templates, failed) = Templates::new(&profiles);
-        let opaque = |profile: &Profile| Needles::new(profile.spelling.added.iter().map(|token| token.text.as_str()));
-        let opaque = profiles.models.iter().map(opaque).collect();
-        (Self { profiles, templates, opaque }, failed)
+        let spellers = profiles.models.iter().map(|profile| Speller::new(&profile.spelling)).collect();
+        (Self { profiles, templates, spellers }, failed)
     }
 
     /// How many models there are.
@@ -136,10 +171,15 @@ impl Prompts {
         self.profiles.models.get(usize::from(model))
     }
 
-    /// Reads a request's body.
+    /// Reads a request's body. `now`: seconds since 1970, UTC; templates may print the date.
     #[must_use]
-    pub fn read(&self, api: Api, body: &[u8]) -> Asked {
+    pub fn read(&self, api: Api, body: &[u8], now: i64) -> Asked {
         let lifted = Lifted::of(body);
+        match api {
+            Api::Responses => return self.converse(api, body, responses::read(body, lifted.as_ref()), now),
+            Api::Messages => return self.converse(api, body, messages::read(body, lifted.as_ref()), now),
+            Api::Completions | Api::Chat | Api::Embeddings => {}
+        }
         let parsed = Body::read(body, lifted.as_ref());
         match parsed {
             Err(why) => self.unread(body, why),
@@ -147,7 +187,7 @@ impl Prompts {
                 let found = self.find(body.model.as_deref());
                 let prompt = match found {
                     None => Err(Unknown::Model),
-                    Some((number, name)) => self.spell(api, body, lifted.as_ref(), number, name),
+                    Some((number, name)) => self.spell(api, body, lifted.as_ref(), number, name, now),
                 };
                 Asked { model: found.map(|(number, _)| number), prompt }
             }
@@ -183,42 +223,143 @@ impl Prompts {
         lifted: Option<&'a Lifted>,
         model: u16,
         namespace: &str,
+        now: i64,
     ) -> Result<Canonical, Unknown> {
         let profile = self.profile(model).ok_or(Unknown::Model)?;
+        let salt = body.cache_salt.clone();
+        let chat = api == Api::Chat || api == Api::Embeddings && body.is_chat();
+        let handed_on = if chat { body.handed_on()? } else { None };
+        if let Some(ids) = handed_on {
+            return by_ids(profile, namespace, salt.as_deref(), &ids);
+        }
+        // Completions ask for the tokens around a prompt unless told otherwise, chats do not.
+        let add_special = body.add_special_tokens.unwrap_or(!chat);
+        let rendered = if chat {
+            let mut conversation = body.conversation(lifted, profile.exclude_unused_tools)?;
+            if api == Api::Embeddings {
+                conversation.add_generation_prompt.get_or_insert(false);
+            }
+            self.render(profile, model, &conversation, now)?
+        } else {
+            match body.prompt(lifted)? {
+                Prompt::Ids(ids) => return by_ids(profile, namespace, salt.as_deref(), &ids),
+                Prompt::Text(text) => self.spelled(model, Rendered::whole(text.into_owned()))?,
+            }
+        };
+        self.canonical(profile, root(namespace, salt.as_deref()), rendered, add_special)
+    }
+
+    /// A body that has become a conversation.
+    fn converse(&self, api: Api, body: &[u8], envelope: Result<Envelope<'_>, Unknown>, now: i64) -> Asked {
+        let Envelope { model, cache_salt, conversation } = match envelope {
+            Err(why) => return self.unread(body, why),
+            Ok(envelope) => envelope,
+        };
+        let found = self.find(model.as_deref());
+        let prompt = found.ok_or(Unknown::Model).and_then(|(model, namespace)| {
+            let profile = self.profile(model).ok_or(Unknown::Model)?;
+            let mut chat = conversation?;
+            self.adapt(api, profile, model, &mut chat, now)?;
+            let rendered = self.render(profile, model, &chat, now)?;
+            let root = root(namespace, cache_salt.as_deref());
+            self.canonical(profile, root, rendered, chat.add_special_tokens)
+        });
+        Asked { model: found.map(|(number, _)| number), prompt }
+    }
+
+    /// Does to a conversation what depends on the model.
+    fn adapt(
+        &self,
+        api: Api,
+        profile: &Profile,
+        model: u16,
+        chat: &mut Conversation<'_>,
+        now: i64,
+    ) -> Result<(), Unknown> {
+        let jinja = matches!(profile.renderer, Renderer::Jinja(_));
+        if api == Api::Responses && !jinja {
+            // Harmony has items become messages in another way, and Mistral's format is given other ids of calls.
+            return Err(Unknown::Feature("responses"));
+        }
+        if chat.tools_unused && profile.exclude_unused_tools {
+            chat.tools = None;
+        }
+        // Harmony's own template cannot be tried without a clock, and Mistral's tokenizer has none.
+        if chat.merges_systems && (!jinja || self.templates.refuses_later_systems(model, profile)?) {
+            chat.merge_systems();
+        }
+        if chat.thinking_disabled {
+            let render = |chat: &Conversation<'_>| self.render(profile, model, chat, now).map(|rendered| rendered.text);
+            chat.reasoning_effort = Some(Cow::Borrowed(messages::disabled_effort(render)?));
+        }
+        Ok(())
+    }
+
+    fn canonical(
+        &self,
+        profile: &Profile,
+        root: Fingerprint,
+        rendered: Rendered,
+        add_special: bool,
+    ) -> Result<Canonical, Unknown> {
         if !profile.opaque.is_empty() {
             return Err(Unknown::Feature("tokenizer"));
         }
-        body.unreproduced().map_or(Ok(()), |what| Err(Unknown::Feature(what)))?;
-        let root = root(namespace, body.cache_salt.as_deref());
-        let (text, last) = match api {
-            Api::Completions => (complete(profile, body, lifted)?, 0),
-            Api::Chat => self.render(profile, model, body, lifted)?,
-        };
-        if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
-            return Err(Unknown::Feature("token_whitespace"));
+        let Rendered { mut text, last, cut } = rendered;
+        if add_special && !profile.completion_prefix.is_empty() {
+            text.insert_str(0, &profile.completion_prefix);
         }
-        Ok(Canonical { root, text, last })
+        if add_special && cut.is_none() {
+            text.push_str(&profile.completion_suffix);
+        }
+        Ok(Canonical { root, bytes: text.into_bytes(), last, cut })
     }
 
-    fn render<'a>(
+    fn render(
         &self,
         profile: &Profile,
         model: u16,
-        body: Body<'a>,
-        lifted: Option<&'a Lifted>,
-    ) -> Result<(String, usize), Unknown> {
-        if body.add_special_tokens == Some(true) {
-            return Err(Unknown::Feature("add_special_tokens"));
+        conversation: &Conversation<'_>,
+        now: i64,
+    ) -> Result<Rendered, Unknown> {
+        let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
+        match profile.renderer {
+            Renderer::None | Renderer::Jinja(_) => {
+                self.spelled(model, self.templates.render(model, profile, conversation, now)?)
+            }
+            Renderer::Harmony => {
+                let date = now.date().ok_or(Unknown::Feature("date"))?;
+                harmony::render(conversation, &date).map(Rendered::whole)
+            }
+            Renderer::Mistral(_) => Err(Unknown::Template),
         }
-        let messages = body.messages.ok_or(Unknown::Malformed)?;
-        let turns = messages
-            .into_iter()
-            .map(|message| message.into_turn(lifted))
-            .collect::<Result<Vec<Turn<'_>>, Unknown>>()?;
-        let last = turns.last().map_or(0, |turn| turn.content.len());
-        let text = self.templates.render(model, profile, &turns, body.add_generation_prompt.unwrap_or(true))?;
-        Ok((text, last))
     }
+}
+
+impl Prompts {
+    /// Does to a text what the model's tokenizer does. The other renderers' texts are made of tokens.
+    fn spelled(&self, model: u16, rendered: Rendered) -> Result<Rendered, Unknown> {
+        let Some(speller) = self.spellers.get(usize::from(model)) else { return Ok(rendered) };
+        let Rendered { text, last, cut } = rendered;
+        let text = if cut.is_none() { speller.spell(text)? } else { speller.spell_start(text)? };
+        Ok(Rendered { text, last, cut })
+    }
+}
+
+/// Prompts given as token ids have a namespace of their own, if the indexer keeps one.
+fn by_ids(profile: &Profile, namespace: &str, salt: Option<&str>, ids: &[u32]) -> Result<Canonical, Unknown> {
+    if !profile.token_ids {
+        return Err(Unknown::Feature("token_ids"));
+    }
+    let bytes = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    Ok(Canonical { root: root(&ids_namespace(namespace), salt), bytes, last: 0, cut: None })
+}
+
+/// The namespace of a model's (or adapter's) prompts that are given as token ids.
+#[must_use]
+pub fn ids_namespace(name: &str) -> Cow<'static, str> {
+    // No model has such a name.
+    Cow::Owned(["\0ids ", name].concat())
 }
 
 impl fmt::Debug for Prompts {
@@ -240,166 +381,4 @@ fn model_name(body: &[u8]) -> Option<&str> {
         let name = value.strip_prefix(b"\"")?.split(|byte| *byte == b'"').next()?;
         std::str::from_utf8(name).ok().filter(|name| !name.contains('\\'))
     })
-}
-
-fn complete<'a>(profile: &Profile, body: Body<'a>, lifted: Option<&'a Lifted>) -> Result<String, Unknown> {
-    let prompt = body.prompt.ok_or(Unknown::Malformed)?;
-    let text = prompt.into_text(lifted)?;
-    if profile.completion_prefix.is_empty() || body.add_special_tokens == Some(false) {
-        return Ok(text.into_owned());
-    }
-    Ok([profile.completion_prefix.as_str(), text.as_ref()].concat())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fleet::{AddedToken, Renderer, Spelling, Template};
-
-    const CHATML: &str = "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + \
-        message['content'] + '<|im_end|>' + '\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- \
-        '<|im_start|>assistant\n' }}{%- endif %}";
-
-    fn jinja(source: &str) -> Renderer {
-        Renderer::Jinja(vec![Template { name: "default".into(), source: source.into(), takes_parts: false }])
-    }
-
-    fn prompts() -> Prompts {
-        let chat = Profile {
-            name: "tiny".into(),
-            aliases: vec!["alias".into()],
-            adapters: vec!["lora".into()],
-            renderer: jinja(CHATML),
-            ..Profile::default()
-        };
-        let bos = Profile { name: "bos".into(), completion_prefix: "<s>".into(), ..Profile::default() };
-        let (prompts, failed) = Prompts::new(Profiles { models: vec![chat, bos] });
-        assert_eq!(failed, []);
-        prompts
-    }
-
-    fn chat(body: &str) -> Result<String, Unknown> {
-        prompts().read(Api::Chat, body.as_bytes()).prompt.map(|c| c.text)
-    }
-
-    #[test]
-    fn chat_is_rendered_with_the_models_template() {
-        let body = r#"{"model":"tiny","messages":[{"role":"system","content":"a\n\"b\""},
-            {"role":"user","content":[{"type":"text","text":"c"},{"type":"text","text":"d"}]},
-            {"role":"assistant","content":null}],"temperature":0.5,"x":{"y":[1]}}"#;
-        assert_eq!(
-            chat(body).unwrap(),
-            "<|im_start|>system\na\n\"b\"<|im_end|>\n<|im_start|>user\nc\nd<|im_end|>\n\
-             <|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant\n"
-        );
-        let silent = r#"{"model":"tiny","messages":[{"role":"user","content":"x"}],"add_generation_prompt":false}"#;
-        assert_eq!(chat(silent).unwrap(), "<|im_start|>user\nx<|im_end|>\n");
-    }
-
-    #[test]
-    fn completions_take_the_prompt_as_it_is_behind_the_bos_text() {
-        let read = |body: &str| prompts().read(Api::Completions, body.as_bytes()).prompt.map(|c| c.text);
-        assert_eq!(read(r#"{"model":"tiny","prompt":" a "}"#).unwrap(), " a ");
-        assert_eq!(read(r#"{"model":"bos","prompt":"a"}"#).unwrap(), "<s>a");
-        assert_eq!(read(r#"{"model":"bos","prompt":["a","b"]}"#).unwrap(), "<s>a");
-        assert_eq!(read(r#"{"model":"bos","prompt":"a","add_special_tokens":false}"#).unwrap(), "a");
-        assert_eq!(read(r#"{"model":"tiny","prompt":[1,2]}"#), Err(Unknown::Feature("token_ids")));
-        assert_eq!(read(r#"{"model":"tiny","prompt":[[1],[2]]}"#), Err(Unknown::Feature("token_ids")));
-        assert_eq!(read(r#"{"model":"tiny"}"#), Err(Unknown::Malformed));
-    }
-
-    #[test]
-    fn names_adapters_and_salts_choose_the_namespace() {
-        let of = |body: &str| {
-            let asked = prompts().read(Api::Completions, body.as_bytes());
-            (asked.model, asked.prompt.unwrap().root)
-        };
-        let base = of(r#"{"model":"tiny","prompt":"a"}"#);
-        assert_eq!(base, (Some(0), root("tiny", None)));
-        assert_eq!(of(r#"{"model":"alias","prompt":"a"}"#), base);
-        assert_eq!(of(r#"{"model":"lora","prompt":"a"}"#), (Some(0), root("lora", None)));
-        assert_eq!(of(r#"{"model":"tiny","prompt":"a","cache_salt":"s"}"#), (Some(0), root("tiny", Some("s"))));
-        let other = prompts().read(Api::Completions, br#"{"model":"else","prompt":"a"}"#);
-        assert_eq!((other.model, other.prompt), (None, Err(Unknown::Model)));
-    }
-
-    #[test]
-    fn the_model_is_known_of_bodies_that_are_not_understood() {
-        for (body, model) in [
-            (r#"{"model":"bos","messages":[{"role":"user","content":["hi"]}]}"#, Some(1)),
-            (r#"{"messages":[{"content":"\"model\":\"tiny\""}], "model" : "bos", "messages":"#, Some(1)),
-            (r#"{"model":"alias","messages":5}"#, Some(0)),
-            (r#"{"model":5,"messages":5}"#, None),
-            (r#"{"model":"else","messages":5}"#, None),
-            (r#"{"model":"bo"#, None),
-            ("", None),
-        ] {
-            let asked = prompts().read(Api::Chat, body.as_bytes());
-            assert_eq!((asked.model, asked.prompt), (model, Err(Unknown::Malformed)), "{body}");
-        }
-        let long = format!(r#"{{"messages":[{{"content":"{}"}}],"model":"bos"}}"#, "x".repeat(200_000));
-        assert_eq!(prompts().unread(long.as_bytes(), Unknown::Feature("body_too_long")).model, Some(1));
-    }
-
-    #[test]
-    fn what_is_not_reproduced_is_unknown_and_says_why() {
-        let with = |field: &str| chat(&format!(r#"{{"model":"tiny","messages":[],{field}}}"#));
-        for field in ["tools", "chat_template", "documents", "truncate_prompt_tokens", "prompt_logprobs"] {
-            assert_eq!(with(&format!(r#""{field}":[1]"#)), Err(Unknown::Feature(field)));
-            assert_eq!(with(&format!(r#""{field}":null"#)).unwrap(), "<|im_start|>assistant\n");
-        }
-        let message = |m: &str| chat(&format!(r#"{{"model":"tiny","messages":[{m}]}}"#));
-        assert_eq!(message(r#"{"role":"tool","content":"x"}"#), Err(Unknown::Feature("tool_messages")));
-        assert_eq!(
-            message(r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}"#),
-            Err(Unknown::Feature("media"))
-        );
-        for bad in ["", "[]", "{", r#"{"model":5}"#, r#"{"model":"tiny","messages":[{"content":"x"}]}"#, "\u{1f}\u{8b}"]
-        {
-            assert_eq!(prompts().read(Api::Chat, bad.as_bytes()).prompt, Err(Unknown::Malformed), "{bad}");
-        }
-    }
-
-    #[test]
-    fn templates_that_cannot_be_known_are_reported_and_their_chats_unknown() {
-        for (template, why) in [
-            ("{{ strftime_now('%d') }}", "date"),
-            ("{%- for part in message.content %}{% endfor %}", "content"),
-            ("{% if %}", "syntax"),
-        ] {
-            let profile = Profile { name: "m".into(), renderer: jinja(template), ..Profile::default() };
-            let (prompts, failed) = Prompts::new(Profiles { models: vec![profile] });
-            assert!(failed.len() == 1 && failed[0].1.contains(why), "{failed:?}");
-            let asked = prompts.read(Api::Chat, br#"{"messages":[]}"#);
-            assert_eq!((asked.model, asked.prompt), (Some(0), Err(Unknown::Template)));
-        }
-        let raises = Profile { renderer: jinja("{{ raise_exception('no') }}"), ..Profile::default() };
-        let (prompts, _) = Prompts::new(Profiles { models: vec![raises] });
-        assert_eq!(prompts.read(Api::Chat, br#"{"messages":[]}"#).prompt, Err(Unknown::Template));
-    }
-
-    #[test]
-    fn a_template_that_would_loop_for_ever_is_cut_off() {
-        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        let profile = Profile { renderer: jinja(endless), ..Profile::default() };
-        let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
-        assert_eq!(prompts.read(Api::Chat, br#"{"messages":[]}"#).prompt, Err(Unknown::Template));
-    }
-
-    #[test]
-    fn tokens_that_swallow_whitespace_make_the_prompt_unknown() {
-        let added = vec![AddedToken { text: "<|user|>".into(), rstrip: true, ..AddedToken::default() }];
-        let profile = Profile { spelling: Spelling { added, ..Spelling::default() }, ..Profile::default() };
-        let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
-        let read = |body: &str| prompts.read(Api::Completions, body.as_bytes()).prompt.map(|c| c.text);
-        assert_eq!(read(r#"{"prompt":"<|user|> x"}"#), Err(Unknown::Feature("token_whitespace")));
-        assert_eq!(read(r#"{"prompt":"user x"}"#).unwrap(), "user x");
-    }
-
-    #[test]
-    fn apis_are_told_by_the_end_of_the_path() {
-        assert_eq!(Api::of_path("/v1/chat/completions"), Some(Api::Chat));
-        assert_eq!(Api::of_path("/team/v1/completions?x=1"), Some(Api::Completions));
-        assert_eq!(Api::of_path("/v1/models"), None);
-    }
 }

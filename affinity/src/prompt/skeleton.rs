@@ -7,9 +7,12 @@
 //! **Invariant:** a skeleton is used only if, filled with the contents of the request that made it, it gave what the
 //! template gave. If it ever does not, no skeleton of that template is used again.
 
+use super::Unknown;
 use super::copying::Copying;
+use super::jinja::text::strip;
+use super::jinja::time::LocalTime;
 use super::needles::Needles;
-use super::{Turn, Unknown};
+use super::turns::{Seen, Turn};
 use std::collections::BTreeMap;
 
 /// Longer conversations are rendered in full, so that shapes stay small.
@@ -35,6 +38,7 @@ pub(super) struct Skeletons {
 struct Rules {
     needles: Needles,
     trims: bool,
+    dated: bool,
 }
 
 /// What is known of a shape.
@@ -57,29 +61,38 @@ struct Skeleton {
 impl Skeletons {
     /// For a template that copies, or for one that does not.
     pub fn new(copying: Option<Copying>) -> Self {
-        let rules =
-            copying.map(|c| Rules { needles: Needles::new(c.needles.iter().map(String::as_str)), trims: c.trims });
+        let rules = copying.map(|c| Rules {
+            needles: Needles::new(c.needles.iter().map(String::as_str)),
+            trims: c.trims,
+            dated: c.dated,
+        });
         Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new() }
     }
 
-    /// The prompt of these messages. `render` has the template print them with other contents in place of theirs.
+    /// The prompt of these turns. `in_full` has the template print them, `render` with other contents in place of theirs.
     pub fn spell(
         &mut self,
-        turns: &[Turn<'_>],
+        turns: &[Turn<'_, '_>],
         generation: bool,
+        now: LocalTime,
+        in_full: impl Fn() -> Result<String, Unknown>,
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) -> Result<String, Unknown> {
-        let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_ref()).collect();
-        let Some(rules) = &self.rules else { return render(&contents) };
-        if !rules.shape(turns, generation, &mut self.shape) {
-            return render(&contents);
+        let Some(rules) = &self.rules else { return in_full() };
+        let texts = turns.iter().map(|turn| match &turn.content {
+            Seen::Text(text) => Some(text.as_ref()),
+            Seen::Parts(_) => None,
+        });
+        let Some(contents) = texts.collect::<Option<Vec<&str>>>() else { return in_full() };
+        if !rules.shape(turns, &contents, generation, now, &mut self.shape) {
+            return in_full();
         }
         match self.shapes.get(&self.shape) {
             Some(Known::Text(skeleton)) => Ok(skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c)))),
             Some(Known::Refused) => Err(Unknown::Template),
-            Some(Known::Opaque) => render(&contents),
+            Some(Known::Opaque) => in_full(),
             None => {
-                let rendered = render(&contents);
+                let rendered = in_full();
                 self.learn(&contents, &rendered, render);
                 rendered
             }
@@ -145,8 +158,22 @@ impl Known {
 
 impl Rules {
     /// Writes all of a conversation that the template's doings depend on. False: it depends on more.
-    fn shape(&self, turns: &[Turn<'_>], generation: bool, shape: &mut Vec<u8>) -> bool {
+    fn shape(
+        &self,
+        turns: &[Turn<'_, '_>],
+        contents: &[&str],
+        generation: bool,
+        now: LocalTime,
+        shape: &mut Vec<u8>,
+    ) -> bool {
         shape.clear();
+        if self.dated {
+            // Around midnight the date is not sure, and what has it is not remembered.
+            if now.date().is_none() {
+                return false;
+            }
+            shape.extend_from_slice(&now.day().to_le_bytes());
+        }
         shape.push(u8::from(generation));
         let mut word = |word: &str| {
             shape.push(word.len() as u8);
@@ -154,12 +181,10 @@ impl Rules {
             word.len() <= MAX_WORD
         };
         let mut known = turns.len() <= MAX_MESSAGES;
-        for turn in turns {
-            let content = turn.content.as_ref();
+        for (turn, content) in turns.iter().zip(contents) {
             let (lead, core, trail) = self.parts(content);
             known = known
-                && turn.name.is_none()
-                && word(&turn.role)
+                && word(turn.role)
                 && word(lead)
                 && word(if core.is_empty() { "" } else { "core" })
                 && word(trail)
@@ -173,8 +198,8 @@ impl Rules {
         if !self.trims {
             return ("", content, "");
         }
-        let rest = content.trim_start();
-        let core = rest.trim_end();
+        let rest = strip(content, None, true, false);
+        let core = strip(rest, None, false, true);
         let (lead, trail) = (content.len() - rest.len(), core.len());
         (content.get(..lead).unwrap_or(""), core, rest.get(trail..).unwrap_or(""))
     }

@@ -70,10 +70,34 @@ impl Speller {
             Does::Composes if highest(text.as_bytes()) < COMPOSES_FROM => return Ok(text),
             Does::Composes | Does::More => {}
         }
+        self.spelled(&text).map(|(spelled, _)| spelled)
+    }
+
+    /// The same of a text that goes on in a way that is not known: what is spelled however it goes on.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn spell_start(&self, text: String) -> Result<String, Unknown> {
+        if self.does == Does::Nothing {
+            return Ok(text);
+        }
+        let (mut spelled, sure) = self.spelled(&text)?;
+        // No character composes with one before an ASCII one.
+        let ascii = || spelled.bytes().rposition(|byte| byte.is_ascii());
+        spelled.truncate(if self.does == Does::Composes { ascii().unwrap_or(0) } else { sure });
+        Ok(spelled)
+    }
+
+    /// The text's spelling, and how much of it stays if the text goes on: it ends with a token.
+    fn spelled(&self, text: &str) -> Result<(String, usize), Unknown> {
         let mut out = String::with_capacity(text.len() + 16);
-        self.first.split(&text, |piece, at| match piece {
+        let (mut sure, decided) = (0, text.len().saturating_sub(self.first.longest()));
+        self.first.split(text, |piece, at| match piece {
             Found::Token(token) => {
                 out.push_str(token);
+                if at + token.len() <= decided {
+                    sure = out.len();
+                }
                 Ok(())
             }
             Found::Text(piece) => {
@@ -87,7 +111,7 @@ impl Speller {
                 })
             }
         })?;
-        Ok(out)
+        Ok((out, sure))
     }
 
     /// A piece without tokens; `start`: the text begins with it.
@@ -201,7 +225,12 @@ impl Tokens {
         Self { by_begin }
     }
 
-    /// Hands out the parts of a text in order, each with its place.
+    /// Bytes of the longest.
+    fn longest(&self) -> usize {
+        self.by_begin.iter().filter_map(|(_, tokens)| tokens.first()).map(|t| t.pattern.len()).max().unwrap_or(0)
+    }
+
+    /// Hands out the parts of a text in order, each with its place; a token's is where its own text begins.
     ///
     /// A token may lie in whitespace that the one before it swallowed, or be refused as it is no word; `tokenizers` then
     /// goes on as below, and may hand out whitespace twice.
@@ -229,7 +258,7 @@ impl Tokens {
             if let Some(text) = text.get(done..start).filter(|text| !text.is_empty()) {
                 part(Found::Text(text), done)?;
             }
-            part(Found::Token(&token.text), start)?;
+            part(Found::Token(&token.text), at)?;
             done = end;
         }
         match text.get(done..) {

@@ -1,241 +1,368 @@
-//! Chat templates, set up and rendered as transformers does it.
+//! Chats through the model's Jinja templates.
 
+use super::conversation::Conversation;
 use super::copying::copying;
+use super::jinja::text::{python_space, strip};
+use super::jinja::time::LocalTime;
+use super::jinja::values::{DOUBT, list, record, value};
+use super::jinja::{CLOCK, environment, prepared, screen, syntax, takes_parts, tree};
+use super::json::{Json, field};
+use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
-use super::{Turn, Unknown};
-use crate::fleet::{Profile, Profiles, Template};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, filters, functions, tests};
-use std::cell::RefCell;
+use super::turns::{Seen, SeenPart, Turn, documents, tool, turns};
+use super::{Rendered, Unknown};
+use crate::fleet::{Profile, Profiles, Renderer, Template};
+use minijinja::{Environment, ErrorKind, Value};
+use std::borrow::Cow;
+use std::cell::{OnceCell, RefCell};
 
 /// Compiled templates and their skeletons.
 pub(super) struct Templates {
-    /// Holds each model's compiled template under its number.
+    /// Holds each template under its number.
     compiled: Environment<'static>,
-    /// By the model's number.
-    skeletons: Vec<RefCell<Skeletons>>,
+    templates: Vec<Known>,
+    /// Of each model, by its number: the numbers of its templates.
+    models: Vec<Choice>,
 }
+
+/// A template that could be compiled.
+struct Known {
+    number: String,
+    source: String,
+    takes_parts: bool,
+    knows_developers: bool,
+    skeletons: RefCell<Skeletons>,
+}
+
+#[derive(Default)]
+struct Choice {
+    plain: Option<usize>,
+    with_tools: Option<usize>,
+    /// The engine's default template arguments.
+    defaults: Vec<(String, Value)>,
+    special_tokens: Vec<(Value, Value)>,
+    /// Once it has been asked; `None`: it is not sure.
+    refuses_later_systems: OnceCell<Option<bool>>,
+}
+
+/// Arguments that do more in the engine than reach the template, or that it refuses.
+const RESERVED: [&str; 11] = [
+    "conversation",
+    "messages",
+    "tools",
+    "chat_template",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+];
 
 impl Templates {
     /// Compiles what can be compiled. Reports the models whose template could not be, by name, with the reason.
     pub fn new(profiles: &Profiles) -> (Self, Vec<(String, String)>) {
-        let mut compiled = environment();
-        let (mut failed, mut skeletons) = (Vec::new(), Vec::new());
-        for (number, profile) in profiles.models.iter().enumerate() {
-            let mut copies = None;
-            if let Some(Template { source, .. }) = profile.template(false) {
-                if let Some(why) = unsupported(source) {
-                    failed.push((profile.name.clone(), why.to_owned()));
-                } else if let Err(e) = compiled.add_template_owned(number.to_string(), source.clone()) {
-                    failed.push((profile.name.clone(), e.to_string()));
-                } else {
-                    // A token that looks like a mark would be taken for one.
-                    let marked = profile.special_tokens.iter().any(|(_, text)| text.contains(MARK));
-                    copies = syntax().filter(|_| !marked).and_then(|syntax| copying(source, syntax).ok());
-                }
-            }
-            skeletons.push(RefCell::new(Skeletons::new(copies)));
+        let mut this = Self { compiled: environment(), templates: Vec::new(), models: Vec::new() };
+        let mut failed = Vec::new();
+        for profile in &profiles.models {
+            let choice = this.choose(profile).unwrap_or_else(|why| {
+                failed.push((profile.name.clone(), why));
+                Choice::default()
+            });
+            this.models.push(choice);
         }
-        (Self { compiled, skeletons }, failed)
+        (this, failed)
     }
 
-    /// The prompt that a model's template makes of messages.
+    fn choose(&mut self, profile: &Profile) -> Result<Choice, String> {
+        let special = profile.special_tokens.iter();
+        let mut choice = Choice {
+            special_tokens: special.clone().map(|(name, text)| (Value::from(name), Value::from(text))).collect(),
+            ..Choice::default()
+        };
+        if !profile.default_kwargs.is_empty() {
+            let Some(Json::Map(fields)) = Json::parse(&profile.default_kwargs) else {
+                return Err("the default template arguments are no JSON object".to_owned());
+            };
+            choice.defaults = fields.iter().map(|(name, given)| (name.to_string(), value(given))).collect();
+        }
+        // A token that looks like a mark would be taken for one.
+        let marked = special.clone().any(|(_, text)| text.contains(MARK));
+        let mut add = |template: Option<&Template>| template.map(|template| self.add(template, marked)).transpose();
+        choice.plain = add(profile.template(false))?;
+        choice.with_tools = match (profile.template(false), profile.template(true)) {
+            (Some(plain), Some(other)) if plain.name == other.name => choice.plain,
+            (_, other) => add(other)?,
+        };
+        Ok(choice)
+    }
+
+    fn add(&mut self, template: &Template, marked: bool) -> Result<usize, String> {
+        let number = self.templates.len();
+        let source = prepared(&template.source);
+        let copies = {
+            let tree = tree(&source).ok_or_else(|| format!("the template {:?} cannot be parsed", template.name))?;
+            if let Some(why) = screen(&source, &tree) {
+                return Err(why.to_owned());
+            }
+            syntax().filter(|_| !marked && !template.takes_parts).and_then(|syntax| copying(&source, syntax).ok())
+        };
+        self.compiled.add_template_owned(number.to_string(), source.clone()).map_err(|e| e.to_string())?;
+        self.templates.push(Known {
+            number: number.to_string(),
+            knows_developers: source.contains("\"developer\"") || source.contains("'developer'"),
+            takes_parts: template.takes_parts,
+            source,
+            skeletons: RefCell::new(Skeletons::new(copies)),
+        });
+        Ok(number)
+    }
+
+    /// Whether a model's templates refuse system messages that are not the first, as vLLM finds out: bare, without what
+    /// transformers adds to Jinja.
+    ///
+    /// # Errors
+    /// If that is not sure.
+    pub fn refuses_later_systems(&self, model: u16, profile: &Profile) -> Result<bool, Unknown> {
+        let choice = self.models.get(usize::from(model)).ok_or(Unknown::Template)?;
+        let refuses = choice.refuses_later_systems.get_or_init(|| {
+            let tried =
+                [profile.template(false), profile.template(true)].map(|given| given.and_then(refuses_later_systems));
+            match tried {
+                [Some(plain), Some(with_tools)] => Some(plain || with_tools),
+                _ => None,
+            }
+        });
+        refuses.ok_or(Unknown::Feature("system_messages"))
+    }
+
+    /// The prompt that a model's template makes of a conversation.
     pub fn render(
         &self,
         model: u16,
         profile: &Profile,
-        turns: &[Turn<'_>],
-        generation: bool,
-    ) -> Result<String, Unknown> {
-        let mut number = [0; 5];
-        let template = self.compiled.get_template(decimal(model, &mut number)).map_err(|_| Unknown::Template)?;
-        let render = |contents: &[&str]| print(&template, profile, turns, contents, generation);
-        // A VM has one thread and rendering does not come back here, so the cell is free; were it not, the template
-        // would still say it right.
-        match self.skeletons.get(usize::from(model)).map(RefCell::try_borrow_mut) {
-            Some(Ok(mut skeletons)) => skeletons.spell(turns, generation, render),
-            _ => render(&turns.iter().map(|turn| turn.content.as_ref()).collect::<Vec<_>>()),
+        conversation: &Conversation<'_>,
+        now: LocalTime,
+    ) -> Result<Rendered, Unknown> {
+        let choice = self.models.get(usize::from(model)).ok_or(Unknown::Template)?;
+        if let Some(source) = &conversation.chat_template {
+            return self.render_given(source, profile, choice, conversation, now);
         }
+        if !matches!(profile.renderer, Renderer::Jinja(_)) {
+            return Err(Unknown::Template);
+        }
+        let chosen = if conversation.tools.is_some() { choice.with_tools } else { choice.plain };
+        let known = chosen.and_then(|number| self.templates.get(number)).ok_or(Unknown::Template)?;
+        known.render(&self.compiled, choice, conversation, now)
+    }
+
+    /// With a template out of the request, which engines only do where they are told to trust it.
+    fn render_given(
+        &self,
+        source: &str,
+        profile: &Profile,
+        choice: &Choice,
+        conversation: &Conversation<'_>,
+        now: LocalTime,
+    ) -> Result<Rendered, Unknown> {
+        if !profile.trust_request_template {
+            return Err(Unknown::Feature("chat_template"));
+        }
+        let template = Template { name: String::new(), source: source.to_owned(), takes_parts: takes_parts(source) };
+        let mut scratch = Self { compiled: environment(), templates: Vec::new(), models: Vec::new() };
+        let number = scratch.add(&template, true).map_err(|_| Unknown::Template)?;
+        let known = scratch.templates.get(number).ok_or(Unknown::Template)?;
+        known.render(&scratch.compiled, choice, conversation, now)
     }
 
     /// To compare with: every prompt is rendered in full.
     #[cfg(test)]
-    pub fn without_skeletons(mut self) -> Self {
-        self.skeletons.clear();
+    pub fn without_skeletons(self) -> Self {
+        for template in &self.templates {
+            *template.skeletons.borrow_mut() = Skeletons::new(None);
+        }
         self
     }
 
     #[cfg(test)]
     pub fn skeletons(&self, model: usize) -> (usize, bool) {
-        self.skeletons[model].borrow().state()
+        let number = self.models[model].plain.unwrap();
+        self.templates[number].skeletons.borrow().state()
     }
 }
 
-/// Has a template print messages with these contents.
-fn print(
-    template: &minijinja::Template<'_, '_>,
-    profile: &Profile,
-    turns: &[Turn<'_>],
-    contents: &[&str],
-    generation: bool,
-) -> Result<String, Unknown> {
-    let message = |(turn, content): (&Turn<'_>, &&str)| {
-        let content = Value::from(*content);
-        let fields = [
-            ("role", Some(Value::from(turn.role.as_ref()))),
-            ("content", Some(content)),
-            ("name", turn.name.as_deref().map(Value::from)),
-        ];
-        Value::from_pairs(fields.into_iter().filter_map(|(k, v)| Some((Value::from(k), v?))))
-    };
-    let messages: Vec<Value> = turns.iter().zip(contents).map(message).collect();
-    let special = profile.special_tokens.iter().map(|(name, text)| (Value::from(name), Value::from(text)));
-    let given = [
-        ("messages", Value::from(messages)),
-        // transformers always passes these, as None when the request has none.
-        ("tools", Value::from(())),
-        ("documents", Value::from(())),
-        ("add_generation_prompt", Value::from(generation)),
-    ];
-    let context = Value::from_pairs(special.chain(given.map(|(name, value)| (Value::from(name), value))));
-    template.render(context).map_err(|_| Unknown::Template)
-}
-
-/// Writes a number without allocating: templates are looked up on every request.
-fn decimal(mut n: u16, buffer: &mut [u8; 5]) -> &str {
-    let mut start = buffer.len();
-    for (at, digit) in buffer.iter_mut().enumerate().rev() {
-        *digit = b'0' + (n % 10) as u8;
-        start = at;
-        n /= 10;
-        if n == 0 {
-            break;
+impl Known {
+    fn render(
+        &self,
+        compiled: &Environment<'_>,
+        choice: &Choice,
+        conversation: &Conversation<'_>,
+        now: LocalTime,
+    ) -> Result<Rendered, Unknown> {
+        let compiled = compiled.get_template(&self.number).map_err(|_| Unknown::Template)?;
+        let variables = self.variables(choice, conversation, now)?;
+        let print = |messages: Value| {
+            let mut all = variables.clone();
+            all.push(("messages".into(), messages));
+            let text = compiled.render(Value::from_pairs(all)).map_err(|_| Unknown::Template)?;
+            if may_doubt(&text) { Err(Unknown::Template) } else { Ok(text) }
+        };
+        if conversation.messages.iter().any(|message| message.content.has_media()) {
+            return self.until_media(conversation, print);
         }
+        let turns = turns(conversation, self.takes_parts, self.knows_developers)?;
+        if turns.is_empty() {
+            // Engines refuse it.
+            return Err(Unknown::Malformed);
+        }
+        if conversation.continue_final_message {
+            return self.continued(conversation, turns, print).map(Rendered::whole);
+        }
+        let last = turns.last().map_or(0, |turn| match &turn.content {
+            Seen::Text(text) => text.len(),
+            Seen::Parts(_) => 0,
+        });
+        let in_full = || print(list(turns.iter().map(Turn::value).collect()));
+        // A VM has one thread and rendering does not come back here, so the cell is free; were it not, the template
+        // would still say it right.
+        let text = match self.skeletons.try_borrow_mut() {
+            Ok(mut skeletons) if conversation.is_plain() => {
+                let generation = conversation.add_generation_prompt.unwrap_or(true);
+                skeletons.spell(&turns, generation, now, in_full, |contents| {
+                    let turn = |(turn, content): (&Turn<'_, '_>, &&str)| turn.with_content(Value::from(*content));
+                    print(list(turns.iter().zip(contents).map(turn).collect()))
+                })?
+            }
+            _ => in_full()?,
+        };
+        Ok(Rendered { text, last, cut: None })
     }
-    buffer.get(start..).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or("")
+
+    /// All variables but the messages.
+    fn variables(
+        &self,
+        choice: &Choice,
+        conversation: &Conversation<'_>,
+        now: LocalTime,
+    ) -> Result<Vec<(Value, Value)>, Unknown> {
+        let given = &conversation.kwargs;
+        if RESERVED.iter().any(|name| field(given, name).is_some()) {
+            return Err(Unknown::Feature("chat_template_kwargs"));
+        }
+        // The engine passes on neither nulls nor "auto".
+        let passed = |value: &Json<'_>| !value.is_null() && value.as_str() != Some("auto");
+        let mut all = choice.special_tokens.clone();
+        all.extend(choice.defaults.iter().map(|(name, given)| (Value::from(name.as_str()), given.clone())));
+        let given = given.iter().filter(|(_, given)| passed(given));
+        all.extend(given.map(|(name, given)| (Value::from(name.as_ref()), value(given))));
+        if let Some(effort) = conversation.reasoning_effort.as_deref().filter(|effort| *effort != "auto") {
+            all.push(("reasoning_effort".into(), Value::from(effort)));
+            if field(&conversation.kwargs, "enable_thinking").is_none() {
+                all.push(("enable_thinking".into(), Value::from(effort != "none")));
+            }
+        }
+        // transformers always passes these, as None when the request has none.
+        let tools = conversation.tools.as_ref().map_or(Value::from(()), |tools| list(tools.iter().map(tool).collect()));
+        all.push(("tools".into(), tools));
+        let given = conversation.documents.as_ref().or_else(|| field(&conversation.kwargs, "documents"));
+        let given = given.filter(|documents| !documents.is_null());
+        all.push(("documents".into(), given.map_or(Ok(Value::from(())), documents)?));
+        all.push(("add_generation_prompt".into(), Value::from(conversation.add_generation_prompt.unwrap_or(true))));
+        all.push((CLOCK.into(), Value::from(now.0)));
+        Ok(all)
+    }
+
+    /// The last message's content left open, as transformers does it: behind it goes a tag, and the prompt ends there.
+    fn continued(
+        &self,
+        conversation: &Conversation<'_>,
+        mut turns: Vec<Turn<'_, '_>>,
+        print: impl Fn(Value) -> Result<String, Unknown>,
+    ) -> Result<String, Unknown> {
+        const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+        let refused = Unknown::Malformed;
+        if conversation.add_generation_prompt.unwrap_or(true) || !self.source.contains("content") {
+            return Err(refused);
+        }
+        let content = match turns.last_mut().map(|turn| &mut turn.content) {
+            Some(Seen::Text(text)) => text,
+            Some(Seen::Parts(parts)) => {
+                let texts = parts.iter_mut().rev().find_map(|part| match part {
+                    SeenPart::Text(text, _) => Some(text),
+                    SeenPart::Media => None,
+                });
+                texts.ok_or(refused)?
+            }
+            None => return Err(refused),
+        };
+        let before = content.clone();
+        *content = Cow::Owned([content.as_ref(), TAG].concat());
+        let mut text = print(list(turns.iter().map(Turn::value).collect()))?;
+        let bare = TAG.trim_end();
+        let at = text.rfind(bare).ok_or(refused)?;
+        if !text.contains(strip(&before, None, true, true)) {
+            return Err(refused);
+        }
+        let spaced = text.get(at..).is_some_and(|rest| rest.starts_with(TAG));
+        text.truncate(at);
+        if !spaced {
+            // Whitespace behind the content was trimmed, and so is all that was before the tag.
+            text.truncate(text.trim_end_matches(python_space).len());
+        }
+        Ok(text)
+    }
+
+    /// The prompt up to the first image or the like: what two renderings have in common that differ from where its
+    /// tokens come. A template that takes parts says where that is; in text they come before the whole content.
+    fn until_media(
+        &self,
+        conversation: &Conversation<'_>,
+        print: impl Fn(Value) -> Result<String, Unknown>,
+    ) -> Result<Rendered, Unknown> {
+        let why = Unknown::Feature("media");
+        if conversation.continue_final_message {
+            return Err(why);
+        }
+        let with = |mark: char| {
+            let mut variant = conversation.clone();
+            for message in &mut variant.messages {
+                message.content = std::mem::take(&mut message.content).without_media(mark, self.takes_parts);
+            }
+            print(list(turns(&variant, self.takes_parts, self.knows_developers)?.iter().map(Turn::value).collect()))
+        };
+        let one = with(MARK[0])?;
+        let other = if self.takes_parts {
+            print(list(turns(conversation, true, self.knows_developers)?.iter().map(Turn::value).collect()))?
+        } else {
+            with(MARK[1])?
+        };
+        let common = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        let end = (0..=common).rev().find(|end| one.is_char_boundary(*end)).unwrap_or(0);
+        Ok(Rendered { text: one.get(..end).unwrap_or("").to_owned(), last: 0, cut: Some(why) })
+    }
 }
 
-fn syntax() -> Option<SyntaxConfig> {
-    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().ok()
+/// `None`: it is not sure.
+fn refuses_later_systems(template: &Template) -> Option<bool> {
+    let mut env = environment();
+    for added in ["raise_exception", "strftime_now"] {
+        env.remove_global(added);
+    }
+    let message = |role: &'static str| record([("role", Some(role.into())), ("content", Some("t".into()))]);
+    let messages = list(["system", "user", "system", "user"].map(message).to_vec());
+    let variables = [("messages", messages), ("add_generation_prompt", Value::from(false))];
+    match env.render_str(&template.source, Value::from_pairs(variables)) {
+        Ok(text) => (!may_doubt(&text)).then_some(false),
+        // What is not known there either; a `generation` block, too. Another error might be ours alone.
+        Err(e) => matches!(e.kind(), ErrorKind::UnknownFunction | ErrorKind::UndefinedError | ErrorKind::SyntaxError)
+            .then_some(true),
+    }
 }
 
-/// Instructions that a rendering may take, so that no template can hang a worker: 512 messages take some 50,000.
-const FUEL: u64 = 2_000_000;
-
-/// Jinja as transformers sets it up, with what chat templates use of it: each filter and test makes the module larger.
-/// A template that asks for another one fails to render, and its prompts are [`Unknown::Template`].
-fn environment() -> Environment<'static> {
-    let mut env = Environment::empty();
-    env.set_fuel(Some(FUEL));
-    if let Some(syntax) = syntax() {
-        env.set_syntax(syntax);
-    }
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    env.add_function("raise_exception", |why: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, why))
-    });
-    env.add_function("namespace", functions::namespace);
-    env.add_function("range", functions::range);
-    env.add_function("dict", functions::dict);
-
-    env.add_filter("trim", filters::trim);
-    env.add_filter("tojson", filters::tojson);
-    for name in ["length", "count"] {
-        env.add_filter(name, filters::length);
-    }
-    for name in ["default", "d"] {
-        env.add_filter(name, filters::default);
-    }
-    for name in ["escape", "e"] {
-        env.add_filter(name, filters::escape);
-    }
-    env.add_filter("safe", filters::safe);
-    env.add_filter("string", filters::string);
-    env.add_filter("bool", filters::bool);
-    env.add_filter("int", filters::int);
-    env.add_filter("float", filters::float);
-    env.add_filter("abs", filters::abs);
-    env.add_filter("round", filters::round);
-    env.add_filter("sum", filters::sum);
-    env.add_filter("min", filters::min);
-    env.add_filter("max", filters::max);
-    env.add_filter("upper", filters::upper);
-    env.add_filter("lower", filters::lower);
-    env.add_filter("title", filters::title);
-    env.add_filter("capitalize", filters::capitalize);
-    env.add_filter("replace", filters::replace);
-    env.add_filter("indent", filters::indent);
-    env.add_filter("split", filters::split);
-    env.add_filter("join", filters::join);
-    env.add_filter("list", filters::list);
-    env.add_filter("first", filters::first);
-    env.add_filter("last", filters::last);
-    env.add_filter("reverse", filters::reverse);
-    env.add_filter("sort", filters::sort);
-    env.add_filter("unique", filters::unique);
-    env.add_filter("items", filters::items);
-    env.add_filter("dictsort", filters::dictsort);
-    env.add_filter("map", filters::map);
-    env.add_filter("select", filters::select);
-    env.add_filter("reject", filters::reject);
-    env.add_filter("selectattr", filters::selectattr);
-    env.add_filter("rejectattr", filters::rejectattr);
-
-    env.add_test("defined", tests::is_defined);
-    env.add_test("undefined", tests::is_undefined);
-    env.add_test("none", tests::is_none);
-    env.add_test("true", tests::is_true);
-    env.add_test("false", tests::is_false);
-    env.add_test("boolean", tests::is_boolean);
-    env.add_test("number", tests::is_number);
-    for name in ["integer", "int"] {
-        env.add_test(name, tests::is_integer);
-    }
-    env.add_test("float", tests::is_float);
-    env.add_test("odd", tests::is_odd);
-    env.add_test("even", tests::is_even);
-    env.add_test("divisibleby", tests::is_divisibleby);
-    env.add_test("string", tests::is_string);
-    env.add_test("lower", tests::is_lower);
-    env.add_test("upper", tests::is_upper);
-    env.add_test("startingwith", tests::is_startingwith);
-    env.add_test("endingwith", tests::is_endingwith);
-    env.add_test("mapping", tests::is_mapping);
-    env.add_test("sequence", tests::is_sequence);
-    env.add_test("iterable", tests::is_iterable);
-    env.add_test("sameas", tests::is_sameas);
-    env.add_test("in", tests::is_in);
-    for name in ["eq", "equalto", "=="] {
-        env.add_test(name, tests::is_eq);
-    }
-    for name in ["ne", "!="] {
-        env.add_test(name, tests::is_ne);
-    }
-    for name in ["lt", "lessthan", "<"] {
-        env.add_test(name, tests::is_lt);
-    }
-    for name in ["le", "<="] {
-        env.add_test(name, tests::is_le);
-    }
-    for name in ["gt", "greaterthan", ">"] {
-        env.add_test(name, tests::is_gt);
-    }
-    for name in ["ge", ">="] {
-        env.add_test(name, tests::is_ge);
-    }
-    env
-}
-
-/// Why a template's output cannot be known, as far as its source tells.
-fn unsupported(source: &str) -> Option<&'static str> {
-    if source.contains("strftime_now") {
-        return Some("the template prints the date, and the filter does not know the engine's clock");
-    }
-    let mut tags = source.split("{%").skip(1).filter_map(|tag| tag.split_once("%}")).map(|(tag, _)| tag);
-    // Then vLLM hands the template lists of parts instead of text ("openai" content format).
-    let parts = tags.any(|tag| {
-        let tag = tag.trim_start_matches(['-', '+']).trim_start();
-        tag.starts_with("for ") && tag.split_once(" in ").is_some_and(|(_, over)| over.contains("content"))
-    });
-    parts.then_some("the template iterates over a message's content, which is not reproduced yet")
+/// Whether something may have been printed that is not what Python prints.
+fn may_doubt(text: &str) -> bool {
+    let mut bytes = [0; 4];
+    let doubt = DOUBT.encode_utf8(&mut bytes).as_bytes();
+    any_place(text.as_bytes(), 0xEF, |at| text.as_bytes().get(at..).is_some_and(|rest| rest.starts_with(doubt)))
 }

@@ -105,7 +105,13 @@ fn check(model: &Model, text: &str) -> Result<(), TestCaseError> {
     let mut bytes = Vec::new();
     prop_assert!(model.vocabulary.spell(ids.get_ids(), &mut bytes));
     match model.speller.spell(text.to_owned()) {
-        Ok(spelled) => prop_assert_eq!(&spelled, std::str::from_utf8(&bytes).unwrap(), "{} {:?}", model.name, text),
+        Ok(spelled) => {
+            prop_assert_eq!(&spelled, std::str::from_utf8(&bytes).unwrap(), "{} {:?}", model.name, text);
+            for (cut, _) in text.char_indices() {
+                let Ok(start) = model.speller.spell_start(text[..cut].to_owned()) else { continue };
+                prop_assert!(spelled.starts_with(&start), "{} {:?}", model.name, text.split_at(cut));
+            }
+        }
         // Words of other scripts: declined beside tokens that are words only.
         Err(_) => prop_assert!(!text.is_ascii() && (text.contains("word") || text.contains("nw"))),
     }

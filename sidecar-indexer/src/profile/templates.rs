@@ -2,6 +2,7 @@
 
 use super::read::{Texts, text};
 use affinity::fleet::{Renderer, Template};
+use affinity::prompt::takes_parts;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -91,10 +92,4 @@ fn of_processor(files: &Texts) -> Option<String> {
     text(&files.processor, "chat_template")
         .or_else(|| text(&files.processor_template, "chat_template"))
         .map(str::to_owned)
-}
-
-/// Whether vLLM hands contents to this template as parts.
-fn takes_parts(_source: &str) -> bool {
-    // Until affinity tells; templates that it cannot render are declined there.
-    false
 }

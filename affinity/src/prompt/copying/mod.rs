@@ -23,6 +23,8 @@ pub(super) struct Copying {
     pub needles: BTreeSet<String>,
     /// Whether whitespace is cut from the ends of contents.
     pub trims: bool,
+    /// Whether the date is printed; never the time of day.
+    pub dated: bool,
 }
 
 /// Finds out whether a template only copies contents; the error says what else it does.
@@ -44,6 +46,8 @@ pub(super) fn copying(source: &str, syntax: SyntaxConfig) -> Result<Copying, &'s
 const ROUNDS: usize = 64;
 /// Names that the analysis gives a meaning: a template that redefines one is not followed.
 const FIXED: [&str; 6] = ["namespace", "raise_exception", "loop", "self", "super", "caller"];
+/// `strftime` codes that depend on the day alone.
+const OF_DAYS: &str = "YmdyjBbAa";
 
 /// How a value may depend on contents. Whatever is right to do with a kind is right with a `Plain` value, too: where
 /// several values meet under one name, the least plain kind is theirs.

@@ -1,7 +1,7 @@
 //! Of what kind an expression's value is, and whether what it does with contents is on the list.
 
 use super::Kind::{Content, Loop, Message, Messages, Mixed, Namespace, Plain, Split};
-use super::{FIXED, Judge, Judged, Kind, MARK};
+use super::{FIXED, Judge, Judged, Kind, MARK, OF_DAYS};
 use minijinja::machinery::ast::{BinOpKind, Call, CallArg, CallType, CompareOpKind, Expr, UnaryOpKind};
 use minijinja::value::ValueKind;
 
@@ -288,6 +288,20 @@ impl<'a> Judge<'a> {
             "raise_exception" => match arguments {
                 [CallArg::Pos(why)] if self.value(why)?.is_text() => Ok(Plain),
                 _ => Err("it raises something odd"),
+            },
+            "strftime_now" => match arguments {
+                [CallArg::Pos(e)] => {
+                    let codes = literal(e).ok_or("it prints the time in a computed format")?.split('%').skip(1);
+                    if !codes
+                        .flat_map(|code| code.trim_start_matches('-').chars().next())
+                        .all(|code| OF_DAYS.contains(code))
+                    {
+                        return Err("it prints the time of day");
+                    }
+                    self.found.dated = true;
+                    Ok(Plain)
+                }
+                _ => Err("it prints the time in a computed format"),
             },
             name if FIXED.contains(&name) || self.names.get(name).is_some_and(|kind| *kind != Plain) => {
                 Err("it calls something that is not followed")
