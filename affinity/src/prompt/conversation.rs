@@ -196,7 +196,7 @@ impl ToolCall<'_> {
     /// # Errors
     /// When Python may read them as JSON and this does not.
     pub fn parsed(&self) -> Result<Json<'_>, Unknown> {
-        match Json::loads(&self.arguments).map_err(|_| Unknown::Feature("tool_arguments"))? {
+        match Json::loads(&self.arguments)? {
             Some(object @ Json::Map(_)) => Ok(object),
             _ => Ok(Json::Map(Fields::new())),
         }

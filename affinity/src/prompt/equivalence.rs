@@ -81,7 +81,7 @@ fn prompts(template: &str, skeletons: bool) -> Prompts {
         profiles,
         templates: if skeletons { templates } else { templates.without_skeletons() },
         mistral: Vec::new(),
-        opaque: Vec::new(),
+        spellers: Vec::new(),
     }
 }
 

@@ -30,7 +30,10 @@ impl<'a> Json<'a> {
     }
 
     /// Reads JSON text as Python's `json.loads`, which also takes `NaN` and `Infinity`. `None`: it is none.
-    pub fn loads(text: &'a str) -> Result<Option<Self>, Undecided> {
+    ///
+    /// # Errors
+    /// When Python may read it as JSON and this does not.
+    pub fn loads(text: &'a str) -> Result<Option<Self>, Unknown> {
         if let Some(json) = Self::parse(text) {
             return Ok(Some(json));
         }
@@ -43,7 +46,7 @@ impl<'a> Json<'a> {
         let halves = text.contains("\\ud") || text.contains("\\uD");
         let digits = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 38);
         let deep = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() > 100;
-        if halves || digits || deep { Err(Undecided) } else { Ok(None) }
+        if halves || digits || deep { Err(Unknown::Feature("python_json")) } else { Ok(None) }
     }
 
     /// Puts not-a-number where its place was kept.
@@ -224,10 +227,6 @@ impl<'de> Visitor<'de> for Visit {
     }
 }
 
-/// Python may read a text as JSON that this does not read.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Undecided;
-
 /// Keeps the place of a `NaN`. A text that is the same would be taken for it: none is.
 const NOT_A_NUMBER: &str = "\u{F8E5}NaN";
 
@@ -325,7 +324,7 @@ mod tests {
             assert_eq!(Json::loads(none), Ok(None), "{none}");
         }
         for undecided in [r#"{"a":"\ud800"}"#.to_owned(), "9".repeat(60), "[".repeat(200)] {
-            assert_eq!(Json::loads(&undecided), Err(Undecided), "{undecided}");
+            assert_eq!(Json::loads(&undecided), Err(Unknown::Feature("python_json")), "{undecided}");
         }
     }
 

@@ -388,7 +388,7 @@ impl Out<'_> {
         self.control("[TOOL_RESULTS]");
         match self.format.version {
             2 | 3 => {
-                let content = match json_text::read(content)? {
+                let content = match Json::loads(content)? {
                     _ if content.is_empty() => Json::Map(Fields::new()),
                     Some(json) => json,
                     None => Json::Text(content.into()),

@@ -3,7 +3,6 @@
 use super::super::Unknown;
 use super::super::conversation::{Content, Conversation, Message, Part, ToolCall};
 use super::super::json::{Fields, Json};
-use super::super::json_text;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -171,7 +170,7 @@ fn assistant<'c>(group: &'c [Message<'_>], between_parts: &str) -> Result<Turn<'
 impl<'c> Call<'c> {
     fn of(call: &'c ToolCall<'_>) -> Result<Self, Unknown> {
         // What is no object is replaced by an empty one.
-        let arguments = match json_text::read(&call.arguments)? {
+        let arguments = match Json::loads(&call.arguments)? {
             Some(object @ Json::Map(_)) => object,
             _ => Json::Map(Fields::new()),
         };
@@ -209,8 +208,9 @@ fn merged<'c>(messages: &'c [Message<'_>], between_parts: &str) -> Result<Vec<Pi
     let mut pieces = Vec::new();
     for message in messages {
         if message.role == "assistant"
-            && let Some(text) = &message.reasoning
+            && let Some(reasoning) = &message.reasoning
         {
+            let text = reasoning.as_str().ok_or(Unknown::Feature("reasoning"))?;
             pieces.push(Piece::Thought { text, closed: true });
         }
         let mut join = BETWEEN_MESSAGES;
