@@ -3,7 +3,7 @@
 Run with the Python of a vLLM installation (tests/real-vllm/setup.sh); needs no weights and no network:
 
     VLLM_TARGET_DEVICE=cpu .../bin/python tests/conformance/mistral.py [--requests N] [--seed N] [--only NAME] > lines
-    ... tests/conformance/mistral.py --requests 200 --few 5 > tests/fixtures/conformance/mistral.jsonl
+    ... tests/conformance/mistral.py --requests 200 --few 6 > tests/fixtures/conformance/mistral.jsonl
 
 The vocabularies are those that mistral-common carries, and copies of its tekken vocabulary under the versions that it
 carries none of. Requests go through vLLM's own OnlineRenderer; "text" is what its token ids spell, "refused" why there
@@ -30,8 +30,11 @@ logging.disable(logging.CRITICAL)
 import mistral_common  # noqa: E402
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer  # noqa: E402
 from vllm.config import DeviceConfig, ModelConfig, VllmConfig  # noqa: E402
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest  # noqa: E402
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages  # noqa: E402
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # noqa: E402
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest  # noqa: E402
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest  # noqa: E402
 from vllm.renderers.online_renderer import OnlineRenderer  # noqa: E402
 from vllm.renderers.registry import renderer_from_config  # noqa: E402
 
@@ -118,16 +121,30 @@ class Engine:
     async def render(self, path, request):
         """The text, or why there is none."""
         try:
-            if path == "/v1/completions":
-                made = await self.renderer.render_completion(CompletionRequest.model_validate(request))
-            else:
-                made = await self.renderer.render_chat(ChatCompletionRequest.model_validate(request))
-                made = made[1] if isinstance(made, tuple) else made
+            made = await self.make(path, request)
         except Exception as refusal:  # pydantic's, vLLM's, mistral-common's, and whatever else a request trips over
             return {"refused": f"{type(refusal).__name__}: {str(refusal)[:200]}"}
-        if not isinstance(made, list):
+        if not isinstance(made, dict):
             return {"refused": made.error.message[:200]}
-        return {"text": b"".join(map(self.spell, made[0]["prompt_token_ids"])).decode()}
+        return {"text": b"".join(map(self.spell, made["prompt_token_ids"])).decode()}
+
+    async def make(self, path, request):
+        """What the engine is handed, or an error."""
+        if path == "/v1/completions":
+            made = await self.renderer.render_completion(CompletionRequest.model_validate(request))
+            return made[0] if isinstance(made, list) else made
+        if path == "/v1/responses":
+            made = await self.renderer.render_responses(ResponsesRequest.model_validate(request))
+            return getattr(made, "engine_input", made)
+        if path == "/v1/messages":
+            serving = AnthropicServingMessages
+            merge = serving._should_merge_inline_system(self.renderer)
+            body = AnthropicMessagesRequest.model_validate(request)
+            chat = serving.to_chat_completion_request(body, merge_inline_system=merge)
+        else:
+            chat = ChatCompletionRequest.model_validate(request)
+        made = await self.renderer.render_chat(chat)
+        return made[1][0] if isinstance(made, tuple) else made
 
     def spell(self, token):
         if self.tekken:
@@ -157,7 +174,8 @@ def write_tekken(path, file, version=None, more=None, settings=None):
 
 WORDS = """the of a weather Paris 東京 Привет مرحبا שלום हिन्दी ไทย 한국어 naïve e\u0301 ﬁ Ω 😀 👩‍👩‍👧 🇫🇷 1 42 3.14 -0 $
     x=1; {"a":1} [1,2] <b> </b> a@b.c C:\\dir "quoted" 'single' `code` __init__ #tag \u00a0 \u2028 \ufeff \u200b
-    ▁ ▁▁x <0x0A> [REF] [control_9] <SPECIAL_20> [INS T] \x7f \0 \x1b\\n""".split(" ") + ["\n", "\n\n", "\t", "\r\n", "  ", "\n    "]
+    ▁ ▁▁x <0x0A> [REF] [control_9] <SPECIAL_20> [INS T] \x7f \0 \x1b\\n""".split(" ")
+WORDS += ["\n", "\n\n", "\t", "\r\n", "  ", "\n    "]
 CONTROLS = ["[INST]", "</s>", "<s>", "[/TOOL_RESULTS]", "[THINK]", "<unk>", "[ARGS]"]
 NAMES = ["get_weather", "search", "f", "a-b_C9", "x" * 64]
 ID = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -346,11 +364,69 @@ class Requests:
         if self.some(0.02):
             request["chat_template_kwargs"] = {"x": 1}
         if self.some(0.03):
+            more = [{"add_special_tokens": True}, {"documents": [{"text": "x"}]}, {"temperature": 0}]
+            request |= self.random.choice(more)
+        if self.some(0.03):
             self.random.shuffle(messages)
         return request
 
     def completion(self):
         return {"prompt": self.text(1)} | ({"add_special_tokens": False} if self.some(0.2) else {})
+
+
+def as_messages(chat):
+    """A chat request as one of /v1/messages."""
+    body = {"model": "m", "max_tokens": 9, "messages": []}
+
+    def blocks(content):
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+
+    for message in chat["messages"]:
+        role, content = message["role"], message.get("content")
+        if role == "tool":
+            result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": content}
+            body["messages"].append({"role": "user", "content": [result]})
+        elif message.get("tool_calls"):
+            thought = message.get("reasoning")
+            thoughts = [{"type": "thinking", "thinking": thought, "signature": "s"}] if thought else []
+            uses = [
+                {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": {"b": [1.5, "é"]}}
+                for call in message["tool_calls"]
+            ]
+            body["messages"].append({"role": role, "content": thoughts + blocks(content) + uses})
+        elif role in ("user", "assistant", "system"):
+            body["messages"].append({"role": role, "content": content})
+        else:
+            body["system"] = content
+    if "tools" in chat:
+        body["tools"] = []
+        for function in (tool["function"] for tool in chat["tools"]):
+            tool = {"name": function["name"], "input_schema": function.get("parameters") or {}}
+            body["tools"].append(tool | {"description": function.get("description")})
+    return body
+
+
+def as_responses(chat):
+    """A chat request as one of /v1/responses."""
+    body = {"model": "m", "input": []}
+    for message in chat["messages"]:
+        role, content = message["role"], message.get("content")
+        if role == "tool":
+            output = content if isinstance(content, str) else "x"
+            body["input"].append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": output})
+            continue
+        if message.get("reasoning"):
+            thought = {"type": "reasoning_text", "text": message["reasoning"]}
+            body["input"].append({"type": "reasoning", "id": "r", "summary": [], "content": [thought]})
+        if content:
+            body["input"].append({"role": role, "content": content if isinstance(content, str) else "y"})
+        for call in message.get("tool_calls") or []:
+            body["input"].append({"type": "function_call", "call_id": call["id"], **call["function"]})
+    if "tools" in chat:
+        body["tools"] = [{"type": "function", "parameters": {}, **tool["function"]} for tool in chat["tools"]]
+    if "reasoning_effort" in chat:
+        body["reasoning"] = {"effort": chat["reasoning_effort"]}
+    return body
 
 
 def varied(lines, number):
@@ -372,6 +448,11 @@ def varied(lines, number):
     return chosen
 
 
+# Of ten requests, by their place among them; all others are chats.
+PATHS = {7: "/v1/messages", 8: "/v1/responses", 9: "/v1/completions"}
+AS = {"/v1/messages": as_messages, "/v1/responses": as_responses}
+
+
 async def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=500, help="requests per vocabulary (default: %(default)s)")
@@ -385,9 +466,16 @@ async def main():
             engine = Engine(directory, name, defaults)
         requests, refused, lines = Requests(f"{options.seed} {name}"), 0, []
         for number in range(options.requests):
-            completion = number % 10 == 9
-            path = "/v1/completions" if completion else "/v1/chat/completions"
-            request = requests.completion() if completion else requests.chat(engine.format)
+            path = PATHS.get(number % 10, "/v1/chat/completions")
+            if path == "/v1/completions":
+                request = requests.completion()
+            else:
+                request = requests.chat(engine.format)
+                if path in AS:
+                    # They never go on with an answer but where its item says so.
+                    if request["messages"][-1]["role"] == "assistant":
+                        request["messages"].append({"role": "user", "content": requests.content()})
+                    request = AS[path](request)
             line = {"vocabulary": name, "format": engine.format, "defaults": defaults, "path": path, "request": request}
             written = json.dumps(line)
             # The engine changes what it is given.

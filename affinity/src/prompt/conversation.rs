@@ -165,29 +165,6 @@ impl<'a> Content<'a> {
             other => other,
         }
     }
-
-    /// As one text, parts joined as vLLM joins them; an absent one is empty.
-    ///
-    /// # Errors
-    /// When it holds media.
-    pub fn joined(&self, separator: &str) -> Result<Cow<'a, str>, Unknown> {
-        match self {
-            Content::Absent => Ok(Cow::Borrowed("")),
-            Content::Text(text) => Ok(text.clone()),
-            Content::Parts(parts) => {
-                let mut texts = Vec::with_capacity(parts.len());
-                for part in parts {
-                    match part {
-                        Part::Text { text, .. } | Part::Other { text, .. } | Part::Thought { text, .. } => {
-                            texts.push(text.as_ref());
-                        }
-                        Part::Media => return Err(Unknown::Feature("media")),
-                    }
-                }
-                Ok(Cow::Owned(texts.join(separator)))
-            }
-        }
-    }
 }
 
 impl ToolCall<'_> {

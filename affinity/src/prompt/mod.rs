@@ -288,8 +288,8 @@ impl Prompts {
         now: i64,
     ) -> Result<(), Unknown> {
         let jinja = matches!(profile.renderer, Renderer::Jinja(_));
-        if api == Api::Responses && !jinja {
-            // Harmony has items become messages in another way, and Mistral's format is given other ids of calls.
+        if api == Api::Responses && matches!(profile.renderer, Renderer::Harmony) {
+            // Harmony has items become messages in another way.
             return Err(Unknown::Feature("responses"));
         }
         if chat.tools_unused && profile.exclude_unused_tools {
