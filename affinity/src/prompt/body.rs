@@ -304,9 +304,17 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
         None if key == "thinking" => None,
         None => Some(None),
         Some(text) => {
+            let closed = take(&mut fields, "closed");
             fields.retain(|(name, _)| !KNOWN.contains(&name.as_ref()));
-            let plain = kind.as_deref() == Some("text");
-            Some(Some(if plain { Part::Text { text, extra: fields } } else { Part::Other { text, extra: fields } }))
+            let extra = fields;
+            Some(Some(match kind.as_deref() {
+                Some("text") => Part::Text { text, extra },
+                Some("thinking") => {
+                    let closed = closed.map_or(Some(true), |closed| flag(Some(closed)).flatten())?;
+                    Part::Thought { text, closed, extra }
+                }
+                _ => Part::Other { text, extra },
+            }))
         }
     }
 }

@@ -73,6 +73,8 @@ pub(super) enum Part<'a> {
     Text { text: Cow<'a, str>, extra: Fields<'a> },
     /// Text of another type than `text`, or without one (a bare string): some renderers do otherwise with it.
     Other { text: Cow<'a, str>, extra: Fields<'a> },
+    /// An assistant's thought. Templates get it as text. `closed`: it was not cut off.
+    Thought { text: Cow<'a, str>, closed: bool, extra: Fields<'a> },
     /// An image, a sound, a video: the engine puts tokens in its place that are not known here.
     Media,
 }
@@ -176,7 +178,9 @@ impl<'a> Content<'a> {
                 let mut texts = Vec::with_capacity(parts.len());
                 for part in parts {
                     match part {
-                        Part::Text { text, .. } | Part::Other { text, .. } => texts.push(text.as_ref()),
+                        Part::Text { text, .. } | Part::Other { text, .. } | Part::Thought { text, .. } => {
+                            texts.push(text.as_ref());
+                        }
                         Part::Media => return Err(Unknown::Feature("media")),
                     }
                 }

@@ -1,5 +1,6 @@
-//! JSON as text, as Python's `json.dumps` writes it.
+//! JSON as text, as Python's `json` writes and reads it.
 
+use super::Unknown;
 use super::json::Json;
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -28,6 +29,28 @@ impl Style {
         indent: None,
         sort_keys: false,
     };
+}
+
+/// Reads a text as `json.loads` does. `None`: it is no JSON.
+///
+/// # Errors
+/// When Python reads what is not read here, or may: numbers that JSON does not know, integers beyond 128 bits, half
+/// surrogate pairs, deep nesting.
+pub(super) fn read(text: &str) -> Result<Option<Json<'_>>, Unknown> {
+    let error = match serde_json::from_str(text) {
+        Ok(read) => return Ok(Some(read)),
+        Err(error) => error,
+    };
+    // Up to here the two agree, so what Python knows more must be here.
+    let line = text.split('\n').take(error.line().saturating_sub(1)).map(|line| line.len() + 1).sum::<usize>();
+    let at = (line + error.column()).min(text.len());
+    let near = text.as_bytes().get(at.saturating_sub(64)..text.len().min(at + 16)).unwrap_or_default();
+    let more = [b"NaN".as_slice(), b"Infinity", b"\\ud", b"\\uD"];
+    let more = more.iter().any(|sign| near.windows(sign.len()).any(|here| here == *sign));
+    let long = near.split(|byte| !byte.is_ascii_digit()).any(|digits| digits.len() > 37);
+    // serde_json tells this from other errors by its words alone.
+    let deep = error.to_string().starts_with("recursion limit");
+    if more || long || deep { Err(Unknown::Feature("python_json")) } else { Ok(None) }
 }
 
 /// Appends the text of a value.
@@ -189,6 +212,22 @@ mod tests {
     }
 
     #[test]
+    fn what_only_python_reads_is_not_taken_for_no_json() {
+        assert_eq!(read("[1, 2.5]"), Ok(Json::parse("[1,2.5]")));
+        let brackets = "[]".repeat(200);
+        let far = format!("x{}NaN", " ".repeat(80));
+        for text in ["", "hello", "{'a': 1}", "[1,]", "01", "\"\t\"", "[1] x", &brackets, &far] {
+            assert_eq!(read(text), Ok(None), "{text}");
+        }
+        let (long, deep) = ("9".repeat(40), "[".repeat(200) + &"]".repeat(200));
+        let longer = format!("[1,\n 2,\n{}, {{\"a\": 3}}]", "9".repeat(2000));
+        let lines = "[\n\"é\",\n{\"a\":\nNaN}]".to_owned();
+        for text in ["NaN", "[-Infinity]", r#""\ud800""#, r#""\ud800\u0041""#, &long, &longer, &deep, &lines] {
+            assert_eq!(read(text), Err(Unknown::Feature("python_json")), "{text}");
+        }
+    }
+
+    #[test]
     fn floats_are_written_as_python_writes_them() {
         // `repr` of CPython 3.11.
         for (float, written) in [
@@ -213,8 +252,8 @@ mod tests {
             (f64::MIN_POSITIVE, "2.2250738585072014e-308"),
             (0.1 + 0.2, "0.30000000000000004"),
             (9_007_199_254_740_993.0, "9007199254740992.0"),
-            (1_223_383_794_756_801.25, "1223383794756801.2"),
-            (5.684_341_886_080_801_5e-14, "5.684341886080802e-14"),
+            (1_223_383_794_756_801.0 + 0.25, "1223383794756801.2"),
+            (2_f64.powi(-44), "5.684341886080802e-14"),
             (f64::INFINITY, "inf"),
             (f64::NEG_INFINITY, "-inf"),
             (f64::NAN, "nan"),

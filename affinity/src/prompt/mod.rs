@@ -18,6 +18,7 @@ mod json;
 mod json_text;
 mod lift;
 mod messages;
+mod mistral;
 mod needles;
 #[cfg(test)]
 mod recorded;
@@ -36,6 +37,7 @@ use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
 use jinja::time::LocalTime;
 use lift::Lifted;
+use mistral::Mistral;
 use needles::Needles;
 use std::borrow::Cow;
 use std::fmt;
@@ -138,6 +140,8 @@ impl Rendered {
 pub struct Prompts {
     profiles: Profiles,
     templates: Templates,
+    /// Of models with Mistral's own formats.
+    mistral: Vec<Option<Mistral>>,
     /// Each model's texts of tokens that change what is around them.
     opaque: Vec<Needles>,
 }
@@ -147,10 +151,17 @@ impl Prompts {
     /// their chat prompts are [`Unknown`].
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
-        let (templates, failed) = Templates::new(&profiles);
+        let (templates, mut failed) = Templates::new(&profiles);
+        let mistral = profiles.models.iter().map(|profile| match &profile.renderer {
+            Renderer::Mistral(format) => Mistral::new(format, &profile.default_kwargs)
+                .map_err(|why| failed.push((profile.name.clone(), why)))
+                .ok(),
+            _ => None,
+        });
+        let mistral = mistral.collect();
         let opaque = |profile: &Profile| Needles::new(profile.spelling.added.iter().map(|token| token.text.as_str()));
         let opaque = profiles.models.iter().map(opaque).collect();
-        (Self { profiles, templates, opaque }, failed)
+        (Self { profiles, templates, mistral, opaque }, failed)
     }
 
     /// How many models there are.
@@ -246,7 +257,7 @@ impl Prompts {
                 Prompt::Text(text) => Rendered::whole(text.into_owned()),
             }
         };
-        self.canonical(profile, model, root(namespace, salt.as_deref()), rendered, add_special)
+        self.canonical(profile, model, root(namespace, salt.as_deref()), rendered, chat, add_special)
     }
 
     /// A body that has become a conversation.
@@ -262,7 +273,7 @@ impl Prompts {
             self.adapt(api, profile, model, &mut chat, now)?;
             let rendered = self.render(profile, model, &chat, now)?;
             let root = root(namespace, cache_salt.as_deref());
-            self.canonical(profile, model, root, rendered, chat.add_special_tokens)
+            self.canonical(profile, model, root, rendered, true, chat.add_special_tokens)
         });
         Asked { model: found.map(|(number, _)| number), prompt }
     }
@@ -301,12 +312,17 @@ impl Prompts {
         model: u16,
         root: Fingerprint,
         rendered: Rendered,
+        chat: bool,
         add_special: bool,
     ) -> Result<Canonical, Unknown> {
         if !profile.opaque.is_empty() {
             return Err(Unknown::Feature("tokenizer"));
         }
         let Rendered { mut text, last, cut } = rendered;
+        if chat && matches!(profile.renderer, Renderer::Mistral(_)) {
+            // Its tokens are known one by one: nothing looks for special tokens in it, or puts some around it.
+            return Ok(Canonical { root, bytes: text.into_bytes(), last, cut });
+        }
         if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
             return Err(Unknown::Feature("token_whitespace"));
         }
@@ -333,7 +349,10 @@ impl Prompts {
                 let date = now.date().ok_or(Unknown::Feature("date"))?;
                 harmony::render(conversation, &date).map(Rendered::whole)
             }
-            Renderer::Mistral(_) => Err(Unknown::Template),
+            Renderer::Mistral(_) => {
+                let mistral = self.mistral.get(usize::from(model)).and_then(Option::as_ref);
+                mistral.ok_or(Unknown::Template)?.render(conversation)
+            }
         }
     }
 }

@@ -70,7 +70,7 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
         Content::Parts(all) => {
             for part in all {
                 match part {
-                    Part::Text { text, extra } | Part::Other { text, extra } => {
+                    Part::Text { text, extra } | Part::Other { text, extra } | Part::Thought { text, extra, .. } => {
                         parts.extend(seen(text).map(|text| SeenPart::Text(Cow::Borrowed(text), extra)));
                     }
                     Part::Media => parts.push(SeenPart::Media),

@@ -255,7 +255,7 @@ fn texts<'c>(content: &'c Content<'_>) -> impl Iterator<Item = &'c str> {
     };
     text.into_iter().chain(parts.iter().filter_map(|part| match part {
         Part::Text { text, .. } => Some(text.as_ref()),
-        Part::Other { .. } | Part::Media => None,
+        Part::Other { .. } | Part::Thought { .. } | Part::Media => None,
     }))
 }
 
