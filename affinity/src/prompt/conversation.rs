@@ -50,8 +50,8 @@ pub(super) struct Message<'a> {
     pub tool_calls: Vec<ToolCall<'a>>,
     /// Of tools.
     pub tool_call_id: Option<Cow<'a, str>>,
-    /// Of assistants.
-    pub reasoning: Option<Cow<'a, str>>,
+    /// Of assistants. Never null; meant to be a text, and handed to templates whatever it is.
+    pub reasoning: Option<Json<'a>>,
     /// Of developers.
     pub tools: Option<Json<'a>>,
 }
@@ -192,10 +192,13 @@ impl<'a> Content<'a> {
 
 impl ToolCall<'_> {
     /// The arguments as templates get them: an object, empty if they are none.
-    pub fn parsed(&self) -> Json<'_> {
-        match Json::parse(&self.arguments) {
-            Some(object @ Json::Map(_)) => object,
-            _ => Json::Map(Fields::new()),
+    ///
+    /// # Errors
+    /// When Python may read them as JSON and this does not.
+    pub fn parsed(&self) -> Result<Json<'_>, Unknown> {
+        match Json::loads(&self.arguments).map_err(|_| Unknown::Feature("tool_arguments"))? {
+            Some(object @ Json::Map(_)) => Ok(object),
+            _ => Ok(Json::Map(Fields::new())),
         }
     }
 }
