@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use affinity::fleet::{Profile, Profiles, Renderer, Template};
-use affinity::prompt::{Api, Prompts, Unknown};
+use affinity::prompt::{Api, Prompts, takes_parts};
 
 /// The special tokens templates ask for, all different. The tiny model has no BOS, so it gets tokens of its own: their
 /// ids lie beyond its vocabulary, which matters to nobody who only renders.
@@ -18,6 +18,8 @@ pub const UTC_OFFSET: i32 = 19_800;
 pub enum Ours {
     /// The prompt.
     Text(String),
+    /// How it begins, and why the rest is not known.
+    Begins(String, &'static str),
     /// Not known, and why.
     Declined(&'static str),
     /// It panicked, which must never be.
@@ -33,7 +35,8 @@ impl Renders {
     /// With the tiny model's tokenizer, [`SPECIAL_TOKENS`] and [`UTC_OFFSET`].
     #[must_use]
     pub fn jinja(source: &str) -> Self {
-        let template = Template { name: "default".to_owned(), source: source.to_owned(), takes_parts: false };
+        let template =
+            Template { name: "default".to_owned(), source: source.to_owned(), takes_parts: takes_parts(source) };
         let special_tokens = SPECIAL_TOKENS.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
         let renderer = Renderer::Jinja(vec![template]);
         let profile =
@@ -43,12 +46,17 @@ impl Renders {
 
     /// Reads a body at a time in seconds since 1970.
     #[must_use]
-    pub fn read(&self, body: &str, _now: i64) -> Ours {
-        let read = || self.prompts.read(Api::Chat, body.as_bytes()).prompt;
+    pub fn read(&self, body: &str, now: i64) -> Ours {
+        let read = || self.prompts.read(Api::Chat, body.as_bytes(), now).prompt;
         match catch_unwind(AssertUnwindSafe(read)) {
-            Ok(Ok(canonical)) => Ours::Text(canonical.text),
-            Ok(Err(Unknown::Feature(word))) => Ours::Declined(word),
-            Ok(Err(unknown)) => Ours::Declined(unknown.as_str()),
+            Ok(Ok(canonical)) => {
+                let text = String::from_utf8_lossy(&canonical.bytes).into_owned();
+                match canonical.cut {
+                    None => Ours::Text(text),
+                    Some(why) => Ours::Begins(text, why.as_str()),
+                }
+            }
+            Ok(Err(why)) => Ours::Declined(why.as_str()),
             Err(_) => Ours::Panicked,
         }
     }

@@ -13,6 +13,8 @@ pub struct Hints {
     pub keys: Vec<String>,
     /// String literals of some length: roles, modes, markers.
     pub literals: Vec<String>,
+    /// The variant of a model's templates that serves requests with tools.
+    pub is_for_tools: bool,
     source: String,
 }
 
@@ -66,14 +68,20 @@ const GIVEN: &[&str] = &[
 ];
 
 impl Hints {
-    /// Reads a template's source.
+    /// Reads a template's name and source.
     #[must_use]
-    pub fn of(source: &str) -> Self {
+    pub fn of(name: &str, source: &str) -> Self {
         let Scan { names, keys, literals } = Scan::of(source);
         let mut variables = undeclared(source).unwrap_or_else(|| names.clone());
         variables.retain(|name| !GIVEN.contains(&name.as_str()));
         let list = |set: BTreeSet<String>| set.into_iter().collect();
-        Self { variables: list(variables), keys: list(keys), literals: list(literals), source: source.to_owned() }
+        Self {
+            variables: list(variables),
+            keys: list(keys),
+            literals: list(literals),
+            is_for_tools: name.contains("tool_use"),
+            source: source.to_owned(),
+        }
     }
 
     /// Whether the source has this text somewhere.
@@ -162,6 +170,7 @@ mod tests {
     #[test]
     fn names_keys_and_texts_are_found() {
         let hints = Hints::of(
+            "name",
             "{%- if thinking is defined and mode == 'fast' %}{{ messages[0]['role'] + message.content }}{% endif %}\
              {% set x = 1 %}{{ x }}{{ m.get('weight') }} text 'not this'",
         );

@@ -3,6 +3,8 @@
 //! Chat requests made by chance, for the chat templates of 70 real models, are given to a real vLLM, which judges, to
 //! transformers, and to the filter's own code.
 
+#![allow(clippy::indexing_slicing, reason = "a check's own code: a panic is a failed check")]
+
 mod body;
 mod generate;
 mod golden;
@@ -106,7 +108,7 @@ async fn check(cli: &Cli) -> Result<Vec<String>> {
     let cache = cache()?;
     let install = Install::locate(VERSION)?;
     install.complete(VERSION).await?;
-    let mut report = Report::new(cache.join("wrong"))?;
+    let mut report = Report::new(cache.join("findings"))?;
     if cli.suite.is_none_or(|suite| suite == Suite::Templates) {
         let cases = cases(cli, &install, &cache).await?;
         let templates = Template::all(&install, &cache)?;

@@ -8,17 +8,19 @@ use anyhow::{Context, Result};
 use comfy_table::TableComponent;
 use serde_json::{Value, json};
 
-use crate::oracles::Case;
+use crate::oracles::{Answer, Case};
 use crate::verdict::{Tally, Verdict, Wrong};
 
 /// So many templates may be declined, whole or in part.
 const MAY_BE_DECLINED: usize = 8;
 /// So many defects are shown at length.
 const SHOWN: usize = 40;
+/// So many requests are written that are declined for the same reason.
+const EXAMPLES: usize = 3;
 
 /// Counts of everything, and defects.
 pub struct Report {
-    /// Where defects are written.
+    /// Where requests that are wrong or declined are written.
     directory: PathBuf,
     suites: BTreeMap<String, BTreeMap<String, Tally>>,
     defects: Vec<String>,
@@ -47,22 +49,45 @@ impl Report {
         if *verdict != Verdict::Refused && case.transformers != case.vllm {
             tally.transformers_differs += 1;
         }
-        if let Verdict::Wrong(wrong) = verdict {
-            self.defect(suite, &format!("{part}-{number}"), &case.body, wrong)?;
+        let reasons = |why: &String| tally.reasons.get(why).copied().unwrap_or(0);
+        match verdict {
+            Verdict::Wrong(wrong) => self.defect(suite, &format!("{part}-{number}"), &case.body, wrong)?,
+            Verdict::Declined(why) if reasons(why) <= EXAMPLES => {
+                let Answer::Text(theirs) = &case.vllm else { return Ok(()) };
+                let name = format!("{part}-{number}-{why}");
+                self.write(
+                    &format!("declined-{suite}"),
+                    &name,
+                    [("request.json", case.body.as_str()), ("theirs.txt", theirs)],
+                )?;
+            }
+            _ => {}
         }
         Ok(())
     }
 
     fn defect(&mut self, suite: &str, name: &str, body: &str, wrong: &Wrong) -> Result<()> {
-        let directory = self.directory.join(suite);
+        let Wrong { ours, theirs } = wrong;
+        let files = [("request.json", body), ("ours.txt", ours), ("theirs.txt", theirs)];
+        let directory = self.write(&format!("wrong-{suite}"), name, files)?;
+        self.defects.push(format!("{}/{name}.request.json\n    {}", directory.display(), wrong.difference()));
+        Ok(())
+    }
+
+    /// Writes files of one request; returns their directory.
+    fn write<'a>(
+        &self,
+        kind: &str,
+        name: &str,
+        files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<PathBuf> {
+        let directory = self.directory.join(kind);
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        for (kind, text) in [("request.json", body), ("ours.txt", &wrong.ours), ("theirs.txt", &wrong.theirs)] {
-            let path = directory.join(format!("{name}.{kind}"));
+        for (extension, text) in files {
+            let path = directory.join(format!("{name}.{extension}"));
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        let path = directory.join(format!("{name}.request.json"));
-        self.defects.push(format!("{}\n    {}", path.display(), wrong.difference()));
-        Ok(())
+        Ok(directory)
     }
 
     /// Prints tables and defects.

@@ -43,7 +43,7 @@ impl Template {
             let path = entry?.path();
             let name = path.file_stem().and_then(|name| name.to_str()).context("a template's name is not UTF-8")?;
             let source = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            templates.push(Self { name: name.to_owned(), hints: Hints::of(&source), source });
+            templates.push(Self { name: name.to_owned(), hints: Hints::of(name, &source), source });
         }
         ensure!(
             templates.len() == COUNT,

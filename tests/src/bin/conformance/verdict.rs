@@ -46,6 +46,8 @@ impl Verdict {
             Some(Ours::Text(ours)) if ours == *theirs => Self::Exact,
             Some(Ours::Text(_)) if seconds.any(|later| later == Ours::Text(theirs.clone())) => Self::Exact,
             Some(Ours::Text(ours)) => Self::wrong(ours, theirs),
+            Some(Ours::Begins(begin, why)) if theirs.starts_with(&begin) => Self::Declined(format!("{why} (in part)")),
+            Some(Ours::Begins(begin, _)) => Self::wrong(begin, theirs),
             Some(Ours::Declined(why)) => Self::Declined(why.to_owned()),
             Some(Ours::Panicked) | None => Self::wrong("(it panicked)".to_owned(), theirs),
         }

@@ -23,10 +23,11 @@ impl Generator<'_> {
     /// A conversation's messages.
     pub fn messages(&mut self, shape: Shape) -> Vec<Value> {
         let mut messages = Vec::new();
-        if self.rng.random_bool(0.5) {
+        let (first, second) = if self.hints.mentions("System role not supported") { (0.05, 0.0) } else { (0.5, 0.02) };
+        if self.rng.random_bool(first) {
             messages.push(self.system());
         }
-        if self.rng.random_bool(0.02) {
+        if self.rng.random_bool(second) {
             messages.push(self.system());
         }
         match shape {

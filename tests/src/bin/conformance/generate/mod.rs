@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn requests_are_json_repeatable_and_different() {
-        let hints = Hints::of("{{ messages[0].content }}{% if thinking %}x{% endif %}");
+        let hints = Hints::of("name", "{{ messages[0].content }}{% if thinking %}x{% endif %}");
         let bodies: Vec<String> = (0..300).map(|number| request(&hints, "t", 1, number)).collect();
         for body in &bodies {
             let body: Value = serde_json::from_str(body).unwrap();

@@ -15,14 +15,15 @@ const KNOWN_KWARGS: &[&str] =
 impl Generator<'_> {
     /// A whole body.
     pub fn body(&mut self) -> Map<String, Value> {
-        let shape = match self.rng.random_range(0..100) {
-            0..38 => Shape::Plain,
-            38..75 => Shape::Tools,
-            75..88 => Shape::Continued,
-            _ => Shape::Odd,
-        };
+        let shape = self.shape();
         let mut body = Map::from_iter([("model".to_owned(), "tiny".into())]);
-        let tools = self.rng.random_bool(if shape == Shape::Tools { 0.85 } else { 0.2 });
+        let likely = match shape {
+            // The template of a pair that serves requests with tools.
+            _ if self.hints.is_for_tools => 0.97,
+            Shape::Tools => 0.85,
+            _ => 0.2,
+        };
+        let tools = self.rng.random_bool(likely);
         let tools = tools.then(|| self.offered_tools());
         body.insert("messages".to_owned(), self.messages(shape).into());
         if let Some(tools) = tools {
@@ -50,6 +51,17 @@ impl Generator<'_> {
         match self.shuffled(body) {
             Value::Object(body) => body,
             _ => Map::new(),
+        }
+    }
+
+    fn shape(&mut self) -> Shape {
+        // Gemma 2 and its like know user and assistant only, in turns.
+        let simple = self.hints.mentions("must alternate") && !self.hints.mentions("tool");
+        match self.rng.random_range(if simple { 72 } else { 0 }..if simple { 175 } else { 100 }) {
+            38..75 => Shape::Tools,
+            75..88 => Shape::Continued,
+            88..100 => Shape::Odd,
+            _ => Shape::Plain,
         }
     }
 
