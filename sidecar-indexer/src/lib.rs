@@ -23,3 +23,4 @@ pub mod sync;
 pub mod table;
 pub mod tokens;
 pub mod tree;
+pub mod zone;
