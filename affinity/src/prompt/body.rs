@@ -154,6 +154,7 @@ impl<'a> Body<'a> {
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message == Some(true),
             chat_template: text(self.chat_template)?,
+            ..Conversation::default()
         })
     }
 }
@@ -320,7 +321,7 @@ fn tool_call(given: Json<'_>) -> Option<ToolCall<'_>> {
     let Json::Map(mut function) = take(&mut fields, "function")? else { return None };
     let name = text(take(&mut function, "name"))??;
     let arguments = text(take(&mut function, "arguments"))??;
-    Some(ToolCall { id, name, arguments, extra: fields, function_extra: function })
+    Some(ToolCall { id, name, arguments, extra: fields, function_extra: function, name_first: false })
 }
 
 /// A text whose place in the body may have been taken by a name for it.

@@ -4,6 +4,14 @@ use super::Unknown;
 use super::json::{Fields, Json};
 use std::borrow::Cow;
 
+/// A body of which model and salt are known, and the conversation if it can be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Envelope<'a> {
+    pub model: Option<Cow<'a, str>>,
+    pub cache_salt: Option<Cow<'a, str>>,
+    pub conversation: Result<Conversation<'a>, Unknown>,
+}
+
 /// A conversation, its tools, and how it is to be rendered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Conversation<'a> {
@@ -20,6 +28,16 @@ pub(super) struct Conversation<'a> {
     pub continue_final_message: bool,
     /// The request's own template.
     pub chat_template: Option<Cow<'a, str>>,
+    /// `tool_choice` is `none`: an engine can be told to leave the tools out then.
+    pub tools_unused: bool,
+    /// The tokenizer puts its special tokens around the rendered text, as around a completions prompt.
+    pub add_special_tokens: bool,
+    /// Where the model's template refuses system messages behind the first place,
+    /// [they are merged](Conversation::merge_systems).
+    pub merges_systems: bool,
+    /// The client wants no thinking. Takes the place of [`Conversation::reasoning_effort`]: `none`, but `low` where the
+    /// model's template refuses `none` or renders it like another effort.
+    pub thinking_disabled: bool,
 }
 
 /// One message.
@@ -69,6 +87,8 @@ pub(super) struct ToolCall<'a> {
     /// Unknown fields of the call, and of its function.
     pub extra: Fields<'a>,
     pub function_extra: Fields<'a>,
+    /// Templates that print the function see its name before its arguments.
+    pub name_first: bool,
 }
 
 /// A tool, as vLLM's request model keeps it: what else a client sends is dropped.
@@ -84,7 +104,29 @@ pub(super) struct Tool<'a> {
     pub outer_defer_loading: Option<bool>,
 }
 
+impl<'a> Message<'a> {
+    /// A message that has no more than that.
+    pub fn new(role: &'static str, content: Content<'a>) -> Self {
+        Message { role: Cow::Borrowed(role), content, ..Message::default() }
+    }
+}
+
 impl Conversation<'_> {
+    /// Makes one system message of all, in the first place, with nothing between their texts.
+    pub fn merge_systems(&mut self) {
+        let mut texts = Vec::new();
+        self.messages.retain_mut(|message| {
+            let system = message.role == "system";
+            if system && let Content::Text(text) = std::mem::take(&mut message.content) {
+                texts.push(text);
+            }
+            !system
+        });
+        if !texts.is_empty() {
+            self.messages.insert(0, Message::new("system", Content::Text(Cow::Owned(texts.concat()))));
+        }
+    }
+
     /// Whether nothing but its messages' roles and contents, and whether an answer is to follow, says how it is rendered.
     pub fn is_plain(&self) -> bool {
         self.tools.is_none()

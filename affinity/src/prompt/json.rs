@@ -1,5 +1,6 @@
 //! JSON as rendering needs it: keys keep their order, integers are told from floats, texts are borrowed.
 
+use super::Unknown;
 use super::lift::Lifted;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -33,6 +34,18 @@ impl<'a> Json<'a> {
         match self {
             Json::Map(fields) => field(fields, key),
             _ => None,
+        }
+    }
+
+    /// Reads a body that is an object, and puts the texts back that were [lifted](Lifted) out of it.
+    ///
+    /// # Errors
+    /// [`Unknown::Malformed`] if it is none.
+    pub fn object(body: &'a [u8], lifted: Option<&'a Lifted>) -> Result<Fields<'a>, Unknown> {
+        let text = simdutf8::basic::from_utf8(lifted.map_or(body, |lifted| &lifted.body)).ok();
+        match text.and_then(Json::parse).and_then(|json| json.resolved(lifted)) {
+            Some(Json::Map(fields)) => Ok(fields),
+            _ => Err(Unknown::Malformed),
         }
     }
 
@@ -72,6 +85,42 @@ pub(super) fn field<'f, 'a>(fields: &'f Fields<'a>, key: &str) -> Option<&'f Jso
 pub(super) fn take<'a>(fields: &mut Fields<'a>, key: &str) -> Option<Json<'a>> {
     let at = fields.iter().position(|(name, _)| name == key)?;
     Some(fields.remove(at).1)
+}
+
+/// Takes a field out that is text, absent or null.
+pub(super) fn take_text<'a>(fields: &mut Fields<'a>, key: &str) -> Result<Option<Cow<'a, str>>, Unknown> {
+    match take(fields, key) {
+        Some(Json::Text(text)) => Ok(Some(text)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
+}
+
+/// Takes a field out that is a list, absent or null.
+pub(super) fn take_list<'a>(fields: &mut Fields<'a>, key: &str) -> Result<Option<Vec<Json<'a>>>, Unknown> {
+    match take(fields, key) {
+        Some(Json::List(items)) => Ok(Some(items)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
+}
+
+/// Takes a field out that is an object, absent or null.
+pub(super) fn take_object<'a>(fields: &mut Fields<'a>, key: &str) -> Result<Option<Fields<'a>>, Unknown> {
+    match take(fields, key) {
+        Some(Json::Map(inner)) => Ok(Some(inner)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
+}
+
+/// Takes a field out that is a boolean, absent or null. What pydantic would make one of (`"yes"`, `1`) is refused.
+pub(super) fn take_bool(fields: &mut Fields<'_>, key: &str) -> Result<Option<bool>, Unknown> {
+    match take(fields, key) {
+        Some(Json::Bool(value)) => Ok(Some(value)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
 }
 
 /// Under this key serde_json hands over a number as it was written, where it is not a plain integer (its feature

@@ -17,7 +17,11 @@ mod jinja;
 mod json;
 mod json_text;
 mod lift;
+mod messages;
 mod needles;
+#[cfg(test)]
+mod recorded;
+mod responses;
 mod scan;
 mod skeleton;
 mod templates;
@@ -28,6 +32,7 @@ mod turns;
 use crate::fingerprint::{Fingerprint, root};
 use crate::fleet::{Profile, Profiles, Renderer};
 use body::{Asked as Prompt, Body};
+use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
 use jinja::time::LocalTime;
 use lift::Lifted;
@@ -45,6 +50,10 @@ pub enum Api {
     Chat,
     /// `/v1/embeddings`: a text, or messages.
     Embeddings,
+    /// `/v1/responses`: items that become messages.
+    Responses,
+    /// `/v1/messages`: Anthropic's messages, likewise.
+    Messages,
 }
 
 impl Api {
@@ -52,9 +61,14 @@ impl Api {
     #[must_use]
     pub fn of_path(path: &str) -> Option<Self> {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
-        [("/chat/completions", Api::Chat), ("/completions", Api::Completions), ("/embeddings", Api::Embeddings)]
-            .into_iter()
-            .find_map(|(end, api)| path.ends_with(end).then_some(api))
+        let known = [
+            ("/chat/completions", Api::Chat),
+            ("/completions", Api::Completions),
+            ("/embeddings", Api::Embeddings),
+            ("/responses", Api::Responses),
+            ("/messages", Api::Messages),
+        ];
+        known.into_iter().find_map(|(end, api)| path.ends_with(end).then_some(api))
     }
 }
 
@@ -161,6 +175,11 @@ impl Prompts {
     #[must_use]
     pub fn read(&self, api: Api, body: &[u8], now: i64) -> Asked {
         let lifted = Lifted::of(body);
+        match api {
+            Api::Responses => return self.converse(api, body, responses::read(body, lifted.as_ref()), now),
+            Api::Messages => return self.converse(api, body, messages::read(body, lifted.as_ref()), now),
+            Api::Completions | Api::Chat | Api::Embeddings => {}
+        }
         let parsed = Body::read(body, lifted.as_ref());
         match parsed {
             Err(why) => self.unread(body, why),
@@ -227,6 +246,63 @@ impl Prompts {
                 Prompt::Text(text) => Rendered::whole(text.into_owned()),
             }
         };
+        self.canonical(profile, model, root(namespace, salt.as_deref()), rendered, add_special)
+    }
+
+    /// A body that has become a conversation.
+    fn converse(&self, api: Api, body: &[u8], envelope: Result<Envelope<'_>, Unknown>, now: i64) -> Asked {
+        let Envelope { model, cache_salt, conversation } = match envelope {
+            Err(why) => return self.unread(body, why),
+            Ok(envelope) => envelope,
+        };
+        let found = self.find(model.as_deref());
+        let prompt = found.ok_or(Unknown::Model).and_then(|(model, namespace)| {
+            let profile = self.profile(model).ok_or(Unknown::Model)?;
+            let mut chat = conversation?;
+            self.adapt(api, profile, model, &mut chat, now)?;
+            let rendered = self.render(profile, model, &chat, now)?;
+            let root = root(namespace, cache_salt.as_deref());
+            self.canonical(profile, model, root, rendered, chat.add_special_tokens)
+        });
+        Asked { model: found.map(|(number, _)| number), prompt }
+    }
+
+    /// Does to a conversation what depends on the model.
+    fn adapt(
+        &self,
+        api: Api,
+        profile: &Profile,
+        model: u16,
+        chat: &mut Conversation<'_>,
+        now: i64,
+    ) -> Result<(), Unknown> {
+        let jinja = matches!(profile.renderer, Renderer::Jinja(_));
+        if api == Api::Responses && !jinja {
+            // Harmony has items become messages in another way, and Mistral's format is given other ids of calls.
+            return Err(Unknown::Feature("responses"));
+        }
+        if chat.tools_unused && profile.exclude_unused_tools {
+            chat.tools = None;
+        }
+        // Harmony's own template cannot be tried without a clock, and Mistral's tokenizer has none.
+        if chat.merges_systems && (!jinja || self.templates.refuses_later_systems(model, profile)?) {
+            chat.merge_systems();
+        }
+        if chat.thinking_disabled {
+            let render = |chat: &Conversation<'_>| self.render(profile, model, chat, now).map(|rendered| rendered.text);
+            chat.reasoning_effort = Some(Cow::Borrowed(messages::disabled_effort(render)?));
+        }
+        Ok(())
+    }
+
+    fn canonical(
+        &self,
+        profile: &Profile,
+        model: u16,
+        root: Fingerprint,
+        rendered: Rendered,
+        add_special: bool,
+    ) -> Result<Canonical, Unknown> {
         if !profile.opaque.is_empty() {
             return Err(Unknown::Feature("tokenizer"));
         }
@@ -240,14 +316,14 @@ impl Prompts {
         if add_special && cut.is_none() {
             text.push_str(&profile.completion_suffix);
         }
-        Ok(Canonical { root: root(namespace, salt.as_deref()), bytes: text.into_bytes(), last, cut })
+        Ok(Canonical { root, bytes: text.into_bytes(), last, cut })
     }
 
     fn render(
         &self,
         profile: &Profile,
         model: u16,
-        conversation: &conversation::Conversation<'_>,
+        conversation: &Conversation<'_>,
         now: i64,
     ) -> Result<Rendered, Unknown> {
         let now = LocalTime(now.saturating_add(profile.utc_offset.into()));

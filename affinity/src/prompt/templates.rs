@@ -4,7 +4,7 @@ use super::conversation::Conversation;
 use super::copying::copying;
 use super::jinja::text::{python_space, strip};
 use super::jinja::time::LocalTime;
-use super::jinja::values::{DOUBT, list, value};
+use super::jinja::values::{DOUBT, list, record, value};
 use super::jinja::{CLOCK, environment, prepared, screen, syntax, takes_parts, tree};
 use super::json::{Json, field};
 use super::scan::any_place;
@@ -12,9 +12,9 @@ use super::skeleton::{MARK, Skeletons};
 use super::turns::{Seen, SeenPart, Turn, documents, tool, turns};
 use super::{Rendered, Unknown};
 use crate::fleet::{Profile, Profiles, Renderer, Template};
-use minijinja::{Environment, Value};
+use minijinja::{Environment, ErrorKind, Value};
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 
 /// Compiled templates and their skeletons.
 pub(super) struct Templates {
@@ -41,6 +41,8 @@ struct Choice {
     /// The engine's default template arguments.
     defaults: Vec<(String, Value)>,
     special_tokens: Vec<(Value, Value)>,
+    /// Once it has been asked; `None`: it is not sure.
+    refuses_later_systems: OnceCell<Option<bool>>,
 }
 
 /// Arguments that do more in the engine than reach the template, or that it refuses.
@@ -115,6 +117,24 @@ impl Templates {
             skeletons: RefCell::new(Skeletons::new(copies)),
         });
         Ok(number)
+    }
+
+    /// Whether a model's templates refuse system messages that are not the first, as vLLM finds out: bare, without what
+    /// transformers adds to Jinja.
+    ///
+    /// # Errors
+    /// If that is not sure.
+    pub fn refuses_later_systems(&self, model: u16, profile: &Profile) -> Result<bool, Unknown> {
+        let choice = self.models.get(usize::from(model)).ok_or(Unknown::Template)?;
+        let refuses = choice.refuses_later_systems.get_or_init(|| {
+            let tried =
+                [profile.template(false), profile.template(true)].map(|given| given.and_then(refuses_later_systems));
+            match tried {
+                [Some(plain), Some(with_tools)] => Some(plain || with_tools),
+                _ => None,
+            }
+        });
+        refuses.ok_or(Unknown::Feature("system_messages"))
     }
 
     /// The prompt that a model's template makes of a conversation.
@@ -320,6 +340,23 @@ impl Known {
         let common = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         let end = (0..=common).rev().find(|end| one.is_char_boundary(*end)).unwrap_or(0);
         Ok(Rendered { text: one.get(..end).unwrap_or("").to_owned(), last: 0, cut: Some(why) })
+    }
+}
+
+/// `None`: it is not sure.
+fn refuses_later_systems(template: &Template) -> Option<bool> {
+    let mut env = environment();
+    for added in ["raise_exception", "strftime_now"] {
+        env.remove_global(added);
+    }
+    let message = |role: &'static str| record([("role", Some(role.into())), ("content", Some("t".into()))]);
+    let messages = list(["system", "user", "system", "user"].map(message).to_vec());
+    let variables = [("messages", messages), ("add_generation_prompt", Value::from(false))];
+    match env.render_str(&template.source, Value::from_pairs(variables)) {
+        Ok(text) => (!may_doubt(&text)).then_some(false),
+        // What is not known there either; a `generation` block, too. Another error might be ours alone.
+        Err(e) => matches!(e.kind(), ErrorKind::UnknownFunction | ErrorKind::UndefinedError | ErrorKind::SyntaxError)
+            .then_some(true),
     }
 }
 

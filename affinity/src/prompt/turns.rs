@@ -31,7 +31,7 @@ pub(super) enum SeenPart<'c, 'a> {
 }
 
 /// Claude Code begins a system prompt with a line that is another one each time; vLLM drops it (since 0.32).
-const BILLING: &str = "x-anthropic-billing-header";
+pub(super) const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
 /// The turns of a conversation. `takes_parts`: of the template; `knows_developers`: its source has the word in quotes.
 ///
@@ -58,7 +58,7 @@ pub(super) fn turns<'c, 'a>(
 fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 'a>, Unknown> {
     let role = message.role.as_ref();
     let seen = |text: &'c str| {
-        (role != "system" || !text.starts_with(BILLING))
+        (role != "system" || !text.starts_with(BILLING_HEADER))
             .then_some(text)
             .or_else(|| text.split_once('\n').map(|(_, rest)| rest).filter(|rest| !rest.is_empty()))
     };
@@ -80,12 +80,17 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
     }
     let media = parts.iter().any(|part| matches!(part, SeenPart::Media));
     // Tools' answers are made one text where they are nothing but text.
-    let content =
-        if takes_parts && (role != "tool" || media) { Seen::Parts(parts) } else { Seen::Text(joined(parts)?) };
+    let content = if takes_parts && (role != "tool" || media) {
+        Seen::Parts(parts)
+    } else {
+        Seen::Text(joined(parts, takes_parts)?)
+    };
     Ok(Turn { role, content, message: Some(message) })
 }
 
-fn joined<'c>(parts: Vec<SeenPart<'c, '_>>) -> Result<Cow<'c, str>, Unknown> {
+/// `keep_empty`: where templates take text, vLLM leaves empty parts out.
+fn joined<'c>(mut parts: Vec<SeenPart<'c, '_>>, keep_empty: bool) -> Result<Cow<'c, str>, Unknown> {
+    parts.retain(|part| keep_empty || !matches!(part, SeenPart::Text(text, _) if text.is_empty()));
     let texts = parts.into_iter().map(|part| match part {
         SeenPart::Text(text, _) => Ok(text),
         SeenPart::Media => Err(Unknown::Feature("media")),
@@ -200,6 +205,9 @@ fn call(call: &ToolCall<'_>) -> Value {
     };
     let mut function =
         vec![("arguments".into(), value(&call.parsed())), ("name".into(), Value::from(call.name.as_ref()))];
+    if call.name_first {
+        function.reverse();
+    }
     function.extend(extra(&call.function_extra));
     let mut fields = vec![
         ("id".into(), Value::from(call.id.as_ref())),
