@@ -83,8 +83,9 @@ section! {
         /// LoRA adapters it serves, by the names that clients ask for.
         #[serde(default)]
         loras: Vec<String> = "[]",
-        /// Where its vocabulary is: a folder with tokenizer.json (or one *.tiktoken file), such a file itself, or
-        /// `tiktoken:NAME` for a built-in one (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
+        /// Where its vocabulary is: the model's folder with tokenizer.json, tekken.json, tokenizer.model or one
+        /// *.tiktoken file, such a file itself (its folder is read as well), or `tiktoken:NAME` for a built-in one
+        /// (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
         tokenizer: String = "models/llama-3.1-8b",
         /// A file with the chat template (Jinja), if the engine is given one of its own (--chat-template); otherwise
         /// the one beside the tokenizer is used.
@@ -110,6 +111,13 @@ section! {
         /// say), always, never.
         #[serde(default)]
         bos: Bos = "auto",
+        /// The engine's --tokenizer-mode: auto, hf or mistral. In auto, vLLM takes mistral for folders that hold
+        /// consolidated*.safetensors and tekken.json or tokenizer.model.v*.
+        #[serde(default)]
+        tokenizer_mode: TokenizerMode = "auto",
+        /// The engine runs with --trust-remote-code.
+        #[serde(default)]
+        trust_remote_code: bool = "false",
         /// Whether prompts given as token ids are predicted, too. Takes as much memory again.
         #[serde(default)]
         token_ids: bool = "false",
@@ -177,6 +185,19 @@ pub enum Bos {
     Always,
     /// They do not.
     Never,
+}
+
+/// Whose tokenizer an engine runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerMode {
+    /// As vLLM chooses by the model's files.
+    #[default]
+    Auto,
+    /// Hugging Face's.
+    Hf,
+    /// `mistral-common`.
+    Mistral,
 }
 
 /// How contents are handed to the chat template.
@@ -265,9 +286,12 @@ impl Config {
         let yaml = serde_yaml_ng::Deserializer::from_str(text);
         let config: Self = serde_path_to_error::deserialize(yaml).map_err(|e| match e.path().to_string().as_str() {
             "." => anyhow::anyhow!("{}", e.inner()),
-            // The inner error repeats the path where it knows it.
-            path if e.inner().to_string().starts_with(path) => anyhow::anyhow!("{}", e.inner()),
-            path => anyhow::anyhow!("{path}: {}", e.inner()),
+            path => {
+                // The inner error repeats as much of the path as it knows.
+                let inner = e.inner().to_string();
+                let rest = inner.split_once(": ").filter(|(repeated, _)| path.starts_with(repeated));
+                anyhow::anyhow!("{path}: {}", rest.map_or(inner.as_str(), |(_, rest)| rest))
+            }
         })?;
         config.check()?;
         Ok(config)

@@ -16,6 +16,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ("mistral_version", "this version of Mistral's format is not reproduced"),
     ("responses", "the engine makes other prompts of /v1/responses for this kind of model"),
     ("token_whitespace", "the text holds a special token that changes the text beside it"),
+    ("word_token", "the text holds a special token that counts only as a word of its own, which cannot be told here"),
     ("special_text", "a text spells a special token, which the engine encodes as ordinary text here"),
     // Of what the request asks for.
     ("token_ids", "the prompt is given as token ids, and the model's token_ids option is off"),

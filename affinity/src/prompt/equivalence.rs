@@ -80,7 +80,7 @@ fn prompts(template: &str, skeletons: bool) -> Prompts {
     Prompts {
         profiles,
         templates: if skeletons { templates } else { templates.without_skeletons() },
-        opaque: Vec::new(),
+        spellers: Vec::new(),
     }
 }
 

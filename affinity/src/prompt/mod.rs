@@ -24,6 +24,7 @@ mod recorded;
 mod responses;
 mod scan;
 mod skeleton;
+pub mod spelling;
 mod templates;
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
 use jinja::time::LocalTime;
 use lift::Lifted;
-use needles::Needles;
+use spelling::Speller;
 use std::borrow::Cow;
 use std::fmt;
 use templates::Templates;
@@ -138,8 +139,8 @@ impl Rendered {
 pub struct Prompts {
     profiles: Profiles,
     templates: Templates,
-    /// Each model's texts of tokens that change what is around them.
-    opaque: Vec<Needles>,
+    /// What each model's tokenizer does to texts.
+    spellers: Vec<Speller>,
 }
 
 impl Prompts {
@@ -148,9 +149,8 @@ impl Prompts {
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
         let (templates, failed) = Templates::new(&profiles);
-        let opaque = |profile: &Profile| Needles::new(profile.spelling.added.iter().map(|token| token.text.as_str()));
-        let opaque = profiles.models.iter().map(opaque).collect();
-        (Self { profiles, templates, opaque }, failed)
+        let spellers = profiles.models.iter().map(|profile| Speller::new(&profile.spelling)).collect();
+        (Self { profiles, templates, spellers }, failed)
     }
 
     /// How many models there are.
@@ -243,10 +243,10 @@ impl Prompts {
         } else {
             match body.prompt(lifted)? {
                 Prompt::Ids(ids) => return by_ids(profile, namespace, salt.as_deref(), &ids),
-                Prompt::Text(text) => Rendered::whole(text.into_owned()),
+                Prompt::Text(text) => self.spelled(model, Rendered::whole(text.into_owned()))?,
             }
         };
-        self.canonical(profile, model, root(namespace, salt.as_deref()), rendered, add_special)
+        self.canonical(profile, root(namespace, salt.as_deref()), rendered, add_special)
     }
 
     /// A body that has become a conversation.
@@ -262,7 +262,7 @@ impl Prompts {
             self.adapt(api, profile, model, &mut chat, now)?;
             let rendered = self.render(profile, model, &chat, now)?;
             let root = root(namespace, cache_salt.as_deref());
-            self.canonical(profile, model, root, rendered, chat.add_special_tokens)
+            self.canonical(profile, root, rendered, chat.add_special_tokens)
         });
         Asked { model: found.map(|(number, _)| number), prompt }
     }
@@ -298,7 +298,6 @@ impl Prompts {
     fn canonical(
         &self,
         profile: &Profile,
-        model: u16,
         root: Fingerprint,
         rendered: Rendered,
         add_special: bool,
@@ -307,9 +306,6 @@ impl Prompts {
             return Err(Unknown::Feature("tokenizer"));
         }
         let Rendered { mut text, last, cut } = rendered;
-        if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
-            return Err(Unknown::Feature("token_whitespace"));
-        }
         if add_special && !profile.completion_prefix.is_empty() {
             text.insert_str(0, &profile.completion_prefix);
         }
@@ -328,13 +324,25 @@ impl Prompts {
     ) -> Result<Rendered, Unknown> {
         let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
         match profile.renderer {
-            Renderer::None | Renderer::Jinja(_) => self.templates.render(model, profile, conversation, now),
+            Renderer::None | Renderer::Jinja(_) => {
+                self.spelled(model, self.templates.render(model, profile, conversation, now)?)
+            }
             Renderer::Harmony => {
                 let date = now.date().ok_or(Unknown::Feature("date"))?;
                 harmony::render(conversation, &date).map(Rendered::whole)
             }
             Renderer::Mistral(_) => Err(Unknown::Template),
         }
+    }
+}
+
+impl Prompts {
+    /// Does to a text what the model's tokenizer does. The other renderers' texts are made of tokens.
+    fn spelled(&self, model: u16, rendered: Rendered) -> Result<Rendered, Unknown> {
+        let Some(speller) = self.spellers.get(usize::from(model)) else { return Ok(rendered) };
+        let Rendered { text, last, cut } = rendered;
+        let text = if cut.is_none() { speller.spell(text)? } else { speller.spell_start(text)? };
+        Ok(Rendered { text, last, cut })
     }
 }
 
