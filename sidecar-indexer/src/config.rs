@@ -382,6 +382,15 @@ impl Config {
     }
 }
 
+impl Model {
+    /// What an option means, as the example says it. Empty for one that is not there.
+    #[must_use]
+    pub fn about(option: &str) -> String {
+        let field = Self::FIELDS.iter().find(|field| field.name == option);
+        field.into_iter().flat_map(|field| field.docs).map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl Field {
     fn write(&self, out: &mut String, indent: &str, start: &str) {
         if indent.is_empty() {
