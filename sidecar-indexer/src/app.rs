@@ -202,9 +202,9 @@ mod tests {
     use crate::events;
     use crate::fleet::Fleet;
     use crate::index::{Index, Options};
+    use crate::models::Models;
     use crate::stream::Message;
     use crate::tokens::Vocabulary;
-    use crate::models::Models;
     use affinity::{Stride, Tier};
     use rmpv::Value;
     use std::sync::Arc;

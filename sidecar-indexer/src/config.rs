@@ -493,7 +493,11 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]
             ("model: tiny}", "model: tiny, replay: 'tcp://a:1'}", "endpoints[0]: replay"),
             ("model: tiny}", "model: tiny, prefill_tokens_per_second: 0}", "prefill_tokens_per_second"),
             ("tokenizer: tok}", "tokenizer: tok, aliases: [tiny]}", "models[0]"),
-            ("tokenizer: tok}", "tokenizer: tok, time_zone: Berlin}", "models[0].time_zone: \"Berlin\" is no time zone"),
+            (
+                "tokenizer: tok}",
+                "tokenizer: tok, time_zone: Berlin}",
+                "models[0].time_zone: \"Berlin\" is no time zone",
+            ),
             ("tokenizer: tok}", "tokenizer: tok, content_format: parts}", "`auto`, `string`, `openai`"),
             (
                 "tokenizer: tok}",

@@ -205,10 +205,7 @@ impl Models {
         for model in &self.models {
             let mut profile = model.profile.clone();
             for listed in model.listed.values() {
-                for (names, all) in [
-                    (&listed.names, &mut profile.aliases),
-                    (&listed.adapters, &mut profile.adapters),
-                ] {
+                for (names, all) in [(&listed.names, &mut profile.aliases), (&listed.adapters, &mut profile.adapters)] {
                     all.extend(names.iter().filter(|name| taken.insert(name.as_str())).cloned());
                 }
             }
@@ -228,7 +225,8 @@ mod tests {
 
     /// Two models, the first on two endpoints.
     fn models() -> Models {
-        let profile = |name: &str| Profile { name: name.into(), aliases: vec![format!("{name}-alias")], ..Profile::default() };
+        let profile =
+            |name: &str| Profile { name: name.into(), aliases: vec![format!("{name}-alias")], ..Profile::default() };
         let zone = |text: &str| Zone::parse(text).unwrap();
         let mut models = Models::new([(profile("a"), zone("Europe/Berlin")), (profile("b"), zone("UTC"))], 0);
         for (slot, model) in [(0, "a"), (1, "a"), (2, "b")] {

@@ -9,9 +9,18 @@ pub const REASONS: &[(&str, &str)] = &[
     ("model", "no model, alias or adapter of this name is known"),
     ("body_too_long", "the body is longer than the filter reads (max_body_bytes in its configuration)"),
     // Of the model.
-    ("tokenizer", "the model's tokenizer changes texts in a way that is not reproduced; `warmpath-indexer profile` says how"),
-    ("self_test", "the model's prompts were found to differ from what an engine makes of them; the indexer's log says where"),
-    ("template", "the model has no chat template, or it cannot be compiled, refuses these messages or does what is not reproduced"),
+    (
+        "tokenizer",
+        "the model's tokenizer changes texts in a way that is not reproduced; `warmpath-indexer profile` says how",
+    ),
+    (
+        "self_test",
+        "the model's prompts were found to differ from what an engine makes of them; the indexer's log says where",
+    ),
+    (
+        "template",
+        "the model has no chat template, or it cannot be compiled, refuses these messages or does what is not reproduced",
+    ),
     ("date", "the chat template prints a time that the engine's clock may or may not show by then"),
     ("mistral_version", "this version of Mistral's format is not reproduced"),
     ("responses", "the engine makes other prompts of /v1/responses for this kind of model"),
@@ -20,7 +29,10 @@ pub const REASONS: &[(&str, &str)] = &[
     ("special_text", "a text spells a special token, which the engine encodes as ordinary text here"),
     // Of what the request asks for.
     ("token_ids", "the prompt is given as token ids, and the model's token_ids option is off"),
-    ("chat_template", "the request brings its own chat template, and the model's trust_request_chat_template option is off"),
+    (
+        "chat_template",
+        "the request brings its own chat template, and the model's trust_request_chat_template option is off",
+    ),
     ("chat_template_kwargs", "an argument for the chat template does more in the engine than reach the template"),
     ("add_special_tokens", "whether special tokens are added around this chat is not reproduced"),
     ("continue_final_message", "the last message cannot be gone on with in this format"),
@@ -32,7 +44,10 @@ pub const REASONS: &[(&str, &str)] = &[
     ("suffix", "the engine refuses suffixes"),
     ("mm_processor_kwargs", "arguments for the processor of images and the like may change the prompt"),
     // Of its messages.
-    ("media", "images, sound, video and the like become tokens that cannot be known; the prompt is known up to the first"),
+    (
+        "media",
+        "images, sound, video and the like become tokens that cannot be known; the prompt is known up to the first",
+    ),
     ("message_task", "a message is marked with a task, which only some engines read"),
     ("part_type", "a part of a content is of a type that this format treats in its own way"),
     ("role", "a message's role is not known in this format"),
@@ -71,7 +86,7 @@ pub fn sentence(why: Unknown) -> &'static str {
 /// All words with their sentences, for people.
 #[must_use]
 pub fn table() -> String {
-    REASONS.iter().map(|(word, sentence)| format!("  {word:<25} {sentence}\n")).collect()
+    REASONS.iter().map(|(word, sentence)| format!("  {word}\n          {sentence}\n")).collect()
 }
 
 #[cfg(test)]

@@ -1,16 +1,15 @@
 //! `warmpath-indexer prompt`: the canonical bytes of one request.
 
-use super::EngineOptions;
+use super::{EngineOptions, load};
 use affinity::fleet::Profiles;
 use affinity::prompt::{Api, Prompts};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
-use std::path::Path;
 use std::process::ExitCode;
 use warmpath_indexer::zone::Zone;
-use warmpath_indexer::{models, reasons, zone};
+use warmpath_indexer::{reasons, zone};
 
 /// Exit status where the prompt is not known, or only its beginning.
 const DECLINED: u8 = 3;
@@ -30,7 +29,7 @@ pub struct Arguments {
     lora: Vec<String>,
     /// The engine's time zone: an IANA name such as Europe/Berlin, or an offset such as +02:00
     /// [default: this machine's].
-    #[arg(long, value_name = "ZONE", value_parser = Zone::parse)]
+    #[arg(long, value_name = "ZONE", value_parser = Zone::parse, allow_hyphen_values = true)]
     time_zone: Option<Zone>,
     /// When the engine reads the request: seconds since 1970, or as in 2026-11-20T12:00:00Z [default: now].
     #[arg(long, value_name = "TIME", value_parser = zone::seconds, allow_negative_numbers = true)]
@@ -62,7 +61,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     })?;
     let mut model = engine.model(model_dir);
     model.loras = lora;
-    let loaded = models::load(&model, Path::new("")).context("--model-dir")?;
+    let loaded = load(&model, "--model-dir")?;
     let body = request()?;
     let now = now.unwrap_or_else(zone::now);
     let mut profile = loaded.profile;

@@ -93,7 +93,8 @@ fn special(profile: &Profile) -> BTreeSet<&str> {
     const MOST: usize = 64;
     let named = profile.special_tokens.iter().map(|(_, text)| text.as_str());
     let added = profile.spelling.added.iter();
-    let eager = added.clone().filter(|t| t.lstrip || t.rstrip || t.single_word || t.normalized).map(|t| t.text.as_str());
+    let eager =
+        added.clone().filter(|t| t.lstrip || t.rstrip || t.single_word || t.normalized).map(|t| t.text.as_str());
     named.chain(eager).chain(added.map(|t| t.text.as_str())).filter(|text| !text.is_empty()).take(MOST).collect()
 }
 
