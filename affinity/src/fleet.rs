@@ -200,13 +200,18 @@ pub struct Template {
     pub takes_parts: bool,
 }
 
-/// One of Mistral's formats.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One of Mistral's formats, as the tokenizer's file tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MistralFormat {
-    /// 1, 2, 3, 7, 11, 13, ...
+    /// 1, 2, 3, 7, 11, 13 or 15: of `config.version` in `tekken.json`, or of the name `tokenizer.model.v3`.
     pub version: u8,
     /// Tekken, not SentencePiece.
     pub tekken: bool,
+    /// `[THINK]` and `[/THINK]` are among its special tokens.
+    pub thinks: bool,
+    /// The reasoning efforts it takes, its default first; empty if it knows no such setting. From version 15 on, of
+    /// `model_settings_builder.reasoning_effort`.
+    pub efforts: Vec<String>,
 }
 
 /// What a tokenizer does to a text before it cuts it into tokens, as far as the tokens' bytes tell.
@@ -299,6 +304,8 @@ impl Profiles {
                     out.u8(3);
                     out.u8(format.version);
                     out.u8(u8::from(format.tekken));
+                    out.u8(u8::from(format.thinks));
+                    out.list(&format.efforts, |out, effort| out.string(effort));
                 }
             }
             out.list(&p.special_tokens, |out, (name, text)| {
@@ -334,7 +341,12 @@ impl Profiles {
                         Some(Template { name: r.string()?, source: r.string()?, takes_parts: r.u8()? != 0 })
                     })?),
                     2 => Renderer::Harmony,
-                    3 => Renderer::Mistral(MistralFormat { version: r.u8()?, tekken: r.u8()? != 0 }),
+                    3 => Renderer::Mistral(MistralFormat {
+                        version: r.u8()?,
+                        tekken: r.u8()? != 0,
+                        thinks: r.u8()? != 0,
+                        efforts: r.list(4, Reader::string)?,
+                    }),
                     _ => return None,
                 },
                 special_tokens: r.list(8, |r| Some((r.string()?, r.string()?)))?,
@@ -464,7 +476,8 @@ mod tests {
             bytes_per_token: 4,
         };
         let of = |renderer| Profile { renderer, ..Profile::default() };
-        let mistral = MistralFormat { version: 13, tekken: true };
+        let mistral =
+            MistralFormat { version: 15, tekken: true, thinks: true, efforts: vec!["none".into(), "high".into()] };
         Profiles { models: vec![profile, of(Renderer::None), of(Renderer::Harmony), of(Renderer::Mistral(mistral))] }
     }
 

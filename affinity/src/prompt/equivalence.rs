@@ -80,6 +80,7 @@ fn prompts(template: &str, skeletons: bool) -> Prompts {
     Prompts {
         profiles,
         templates: if skeletons { templates } else { templates.without_skeletons() },
+        mistral: Vec::new(),
         spellers: Vec::new(),
     }
 }
