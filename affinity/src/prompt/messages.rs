@@ -74,7 +74,7 @@ pub(super) fn disabled_effort(
             reasoning_effort: Some(Cow::Borrowed(effort)),
             ..Conversation::default()
         }) {
-            Err(Unknown::Template) => Ok(None),
+            Err(Unknown::Template | Unknown::Malformed) => Ok(None),
             rendered => rendered.map(Some),
         }
     };

@@ -7,7 +7,6 @@ use super::json::{Fields, Json, field, take, take_bool, take_list, take_object, 
 use super::json_text::{self, Style};
 use super::lift::Lifted;
 use super::messages::no_ids_handed_on;
-use super::turns::BILLING_HEADER;
 use std::borrow::Cow;
 
 /// Reads a body. `lifted` is what [`Lifted::of`] made of it.
@@ -98,7 +97,7 @@ fn add_item<'a>(item: Json<'a>, out: &mut Vec<Message<'a>>) -> Result<bool, Unkn
         Some("function_call_output" | "custom_tool_call_output") => {
             let content = match take(&mut item, "output") {
                 Some(Json::Text(text)) => Content::Text(text),
-                Some(Json::List(parts)) => input_parts(parts, false)?,
+                Some(Json::List(parts)) => input_parts(parts)?,
                 _ => return Err(Unknown::Malformed),
             };
             // An absent one is there all the same, and null.
@@ -126,10 +125,13 @@ fn add_message<'a>(
     let role = take_text(&mut item, "role")?.ok_or(Unknown::Malformed)?;
     // One with an id that does not say what it is passes for a reference, which may hold anything.
     let referred = !declared && matches!(field(&item, "id"), Some(Json::Text(_)));
+    // One that holds all that an output does passes for one, whose content is a list; a text is one of characters.
+    let output = declared && ["id", "status"].iter().all(|key| field(&item, key).is_some());
     let mut content = match take(&mut item, "content") {
+        Some(Json::Text(_)) if output && role == "assistant" => return Err(Unknown::Feature("item")),
         Some(Json::Text(text)) => Content::Text(text),
         Some(Json::List(parts)) if role == "assistant" => assistant_content(parts, declared, referred)?,
-        Some(Json::List(parts)) => input_parts(parts, role == "system")?,
+        Some(Json::List(parts)) => input_parts(parts)?,
         _ => return Err(Unknown::Malformed),
     };
     match role.as_ref() {
@@ -183,16 +185,11 @@ fn assistant_content<'a>(parts: Vec<Json<'a>>, declared: bool, referred: bool) -
 }
 
 /// Parts of a content that is no assistant's.
-fn input_parts<'a>(parts: Vec<Json<'a>>, system: bool) -> Result<Content<'a>, Unknown> {
+fn input_parts(parts: Vec<Json<'_>>) -> Result<Content<'_>, Unknown> {
     let mut read = Vec::with_capacity(parts.len());
     for item in parts {
         if !matches!(item.get("type").and_then(Json::as_str), Some("input_text" | "input_image")) {
             return Err(Unknown::Malformed);
-        }
-        // Of system messages it is dropped from texts of another type, and from those of chats.
-        let text = item.get("text").and_then(Json::as_str).unwrap_or_default();
-        if system && text.starts_with(BILLING_HEADER) {
-            return Err(Unknown::Feature("billing_header"));
         }
         read.push(part(item).flatten().ok_or(Unknown::Malformed)?);
     }

@@ -361,9 +361,13 @@ fn refuses_later_systems(template: &Template) -> Option<bool> {
     let variables = [("messages", messages), ("add_generation_prompt", Value::from(false))];
     match env.render_str(&template.source, Value::from_pairs(variables)) {
         Ok(text) => (!may_doubt(&text)).then_some(false),
-        // What is not known there either; a `generation` block, too. Another error might be ours alone.
-        Err(e) => matches!(e.kind(), ErrorKind::UnknownFunction | ErrorKind::UndefinedError | ErrorKind::SyntaxError)
-            .then_some(true),
+        // What is not known there either, and what Jinja2 does with nothing that is undefined; a `generation` block, too.
+        // Another error might be ours alone.
+        Err(e) => {
+            let undefined = e.detail().is_some_and(|detail| detail.contains("undefined"));
+            let kinds = [ErrorKind::UnknownFunction, ErrorKind::UndefinedError, ErrorKind::SyntaxError];
+            (undefined || kinds.contains(&e.kind())).then_some(true)
+        }
     }
 }
 

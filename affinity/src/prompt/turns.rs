@@ -70,6 +70,10 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
         Content::Parts(all) => {
             for part in all {
                 match part {
+                    // Whether the line goes depends on more than is known of it.
+                    Part::Other { text, .. } if role == "system" && text.starts_with(BILLING_HEADER) => {
+                        return Err(Unknown::Feature("billing_header"));
+                    }
                     Part::Text { text, extra } | Part::Other { text, extra } | Part::Thought { text, extra, .. } => {
                         parts.extend(seen(text).map(|text| SeenPart::Text(Cow::Borrowed(text), extra)));
                     }
