@@ -222,16 +222,17 @@ impl Source {
 fn read_mistral(file: &Path) -> Result<Source> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let (mut source, version) = if name.ends_with(".json") {
+    let (mut source, format) = if name.ends_with(".json") {
         let tekken = Tekken::read(&bytes)?;
-        (Source::new(tekken.vocabulary()?), tekken.version()?)
+        (Source::new(tekken.vocabulary()?), tekken.format()?)
     } else {
         let model = SentencePiece::read(&bytes)?;
         let version = name.strip_prefix("tokenizer.model.").map_or(Ok(1), version)?;
-        (Source { spelling: sentencepiece(&model), ..Source::new(model.vocabulary()?) }, version)
+        let format = MistralFormat { version, tekken: false, thinks: false, efforts: Vec::new() };
+        (Source { spelling: sentencepiece(&model), ..Source::new(model.vocabulary()?) }, format)
     };
     source.around.0.push(1);
-    source.renderer = Some(Renderer::Mistral(MistralFormat { version, tekken: name.ends_with(".json") }));
+    source.renderer = Some(Renderer::Mistral(format));
     source.tokens = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(n, t)| (n.to_owned(), t.to_owned())).into();
     Ok(source)
 }
