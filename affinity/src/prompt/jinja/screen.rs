@@ -1,7 +1,7 @@
 //! Refuses templates in which minijinja would do otherwise than Jinja2, as far as their source tells.
 
-use super::walk::{Node, statement};
-use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Slice, Stmt};
+use super::walk::{Node, expression, statement};
+use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Slice, Stmt};
 use std::collections::BTreeSet;
 
 /// Why a template is refused; `None`: it is not.
@@ -32,6 +32,25 @@ pub(in crate::prompt) fn screen(source: &str, tree: &Stmt<'_>) -> Option<&'stati
             return why;
         }
     }
+}
+
+/// Variables that the template compares by order. Python takes a truth value for a number there, minijinja does not.
+pub(in crate::prompt) fn ordered(tree: &Stmt<'_>) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    statement(tree, &mut |node| {
+        let Node::Expr(e @ Expr::Compare(compare)) = node else { return };
+        let by_order = |op: CompareOpKind| {
+            matches!(op, CompareOpKind::Lt | CompareOpKind::Lte | CompareOpKind::Gt | CompareOpKind::Gte)
+        };
+        if compare.ops.iter().any(|op| by_order(op.op)) {
+            expression(e, &mut |node| {
+                if let Node::Expr(Expr::Var(variable)) = node {
+                    names.insert(variable.id.to_owned());
+                }
+            });
+        }
+    });
+    names
 }
 
 /// Python keeps the backslash of `\/`, and knows escapes that minijinja does not.
@@ -117,6 +136,13 @@ impl<'a> Safe<'a> {
 mod tests {
     use super::super::tree;
     use super::*;
+
+    #[test]
+    fn what_is_compared_by_order_is_known() {
+        let names =
+            ordered(&tree("{% if a.b <= c | length and d == e %}{{ f[1:] }}{% endif %}{{ 1 < g(h) < 3 }}").unwrap());
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "c", "g", "h"]);
+    }
 
     #[test]
     fn what_would_be_read_otherwise_is_refused() {
