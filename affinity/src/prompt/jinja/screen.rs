@@ -1,7 +1,7 @@
 //! Refuses templates in which minijinja would do otherwise than Jinja2, as far as their source tells.
 
-use super::walk::{Node, expression, statement};
-use minijinja::machinery::ast::{BinOpKind, CallArg, CompareOpKind, Expr, Slice, Stmt};
+use super::walk::{Node, statement};
+use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Slice, Stmt};
 use std::collections::BTreeSet;
 
 /// Why a template is refused; `None`: it is not.
@@ -37,20 +37,42 @@ pub(in crate::prompt) fn screen(source: &str, tree: &Stmt<'_>) -> Option<&'stati
 /// Variables that the template compares by order. Python takes a truth value for a number there, minijinja does not.
 pub(in crate::prompt) fn ordered(tree: &Stmt<'_>) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    statement(tree, &mut |node| {
-        let Node::Expr(e @ Expr::Compare(compare)) = node else { return };
-        let by_order = |op: CompareOpKind| {
-            matches!(op, CompareOpKind::Lt | CompareOpKind::Lte | CompareOpKind::Gt | CompareOpKind::Gte)
-        };
-        if compare.ops.iter().any(|op| by_order(op.op)) {
-            expression(e, &mut |node| {
-                if let Node::Expr(Expr::Var(variable)) = node {
-                    names.insert(variable.id.to_owned());
-                }
-            });
+    statement(tree, &mut |node| match node {
+        Node::Expr(Expr::BinOp(binary))
+            if matches!(binary.op, BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte) =>
+        {
+            operands(&binary.left, &mut names);
+            operands(&binary.right, &mut names);
         }
+        // Several in a row.
+        Node::Expr(Expr::Compare(compare)) => {
+            operands(&compare.expr, &mut names);
+            compare.ops.iter().for_each(|op| operands(&op.expr, &mut names));
+        }
+        _ => {}
     });
     names
+}
+
+/// The variables whose values an operand may have.
+fn operands(e: &Expr<'_>, names: &mut BTreeSet<String>) {
+    match e {
+        Expr::Var(variable) => {
+            names.insert(variable.id.to_owned());
+        }
+        Expr::Filter(filter) if ["default", "d"].contains(&filter.name) => {
+            filter.expr.iter().for_each(|of| operands(of, names));
+        }
+        Expr::IfExpr(choice) => {
+            operands(&choice.true_expr, names);
+            choice.false_expr.iter().for_each(|other| operands(other, names));
+        }
+        Expr::BinOp(binary) => {
+            operands(&binary.left, names);
+            operands(&binary.right, names);
+        }
+        _ => {}
+    }
 }
 
 /// Python keeps the backslash of `\/`, and knows escapes that minijinja does not.
@@ -139,9 +161,10 @@ mod tests {
 
     #[test]
     fn what_is_compared_by_order_is_known() {
-        let names =
-            ordered(&tree("{% if a.b <= c | length and d == e %}{{ f[1:] }}{% endif %}{{ 1 < g(h) < 3 }}").unwrap());
-        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "c", "g", "h"]);
+        let names = ordered(
+            &tree("{% if a.b | length <= c and d == e %}{{ f[1:] }}{% endif %}{{ 1 < g(h) < x | d(3) }}").unwrap(),
+        );
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), ["c", "x"]);
     }
 
     #[test]
