@@ -39,15 +39,26 @@ impl Renders {
             Template { name: "default".to_owned(), source: source.to_owned(), takes_parts: takes_parts(source) };
         let special_tokens = SPECIAL_TOKENS.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec();
         let renderer = Renderer::Jinja(vec![template]);
-        let profile =
-            Profile { name: "tiny".to_owned(), renderer, special_tokens, utc_offset: UTC_OFFSET, ..Profile::default() };
+        Self::of(Profile { renderer, special_tokens, utc_offset: UTC_OFFSET, ..Profile::default() })
+    }
+
+    /// Of any profile; its name becomes `tiny`.
+    #[must_use]
+    pub fn of(profile: Profile) -> Self {
+        let profile = Profile { name: "tiny".to_owned(), ..profile };
         Self { prompts: Prompts::new(Profiles { models: vec![profile] }).0 }
     }
 
-    /// Reads a body at a time in seconds since 1970.
+    /// Reads a chat's body at a time in seconds since 1970.
     #[must_use]
     pub fn read(&self, body: &str, now: i64) -> Ours {
-        let read = || self.prompts.read(Api::Chat, body.as_bytes(), now).prompt;
+        self.read_as(Api::Chat, body, now)
+    }
+
+    /// Reads any body.
+    #[must_use]
+    pub fn read_as(&self, api: Api, body: &str, now: i64) -> Ours {
+        let read = || self.prompts.read(api, body.as_bytes(), now).prompt;
         match catch_unwind(AssertUnwindSafe(read)) {
             Ok(Ok(canonical)) => {
                 let text = String::from_utf8_lossy(&canonical.bytes).into_owned();

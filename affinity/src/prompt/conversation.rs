@@ -50,8 +50,8 @@ pub(super) struct Message<'a> {
     pub tool_calls: Vec<ToolCall<'a>>,
     /// Of tools.
     pub tool_call_id: Option<Cow<'a, str>>,
-    /// Of assistants.
-    pub reasoning: Option<Cow<'a, str>>,
+    /// Of assistants. Never null; meant to be a text, and handed to templates whatever it is.
+    pub reasoning: Option<Json<'a>>,
     /// Of developers.
     pub tools: Option<Json<'a>>,
 }
@@ -73,6 +73,8 @@ pub(super) enum Part<'a> {
     Text { text: Cow<'a, str>, extra: Fields<'a> },
     /// Text of another type than `text`, or without one (a bare string): some renderers do otherwise with it.
     Other { text: Cow<'a, str>, extra: Fields<'a> },
+    /// An assistant's thought. Templates get it as text. `closed`: it was not cut off.
+    Thought { text: Cow<'a, str>, closed: bool, extra: Fields<'a> },
     /// An image, a sound, a video: the engine puts tokens in its place that are not known here.
     Media,
 }
@@ -163,35 +165,17 @@ impl<'a> Content<'a> {
             other => other,
         }
     }
-
-    /// As one text, parts joined as vLLM joins them; an absent one is empty.
-    ///
-    /// # Errors
-    /// When it holds media.
-    pub fn joined(&self, separator: &str) -> Result<Cow<'a, str>, Unknown> {
-        match self {
-            Content::Absent => Ok(Cow::Borrowed("")),
-            Content::Text(text) => Ok(text.clone()),
-            Content::Parts(parts) => {
-                let mut texts = Vec::with_capacity(parts.len());
-                for part in parts {
-                    match part {
-                        Part::Text { text, .. } | Part::Other { text, .. } => texts.push(text.as_ref()),
-                        Part::Media => return Err(Unknown::Feature("media")),
-                    }
-                }
-                Ok(Cow::Owned(texts.join(separator)))
-            }
-        }
-    }
 }
 
 impl ToolCall<'_> {
     /// The arguments as templates get them: an object, empty if they are none.
-    pub fn parsed(&self) -> Json<'_> {
-        match Json::parse(&self.arguments) {
-            Some(object @ Json::Map(_)) => object,
-            _ => Json::Map(Fields::new()),
+    ///
+    /// # Errors
+    /// When Python may read them as JSON and this does not.
+    pub fn parsed(&self) -> Result<Json<'_>, Unknown> {
+        match Json::loads(&self.arguments)? {
+            Some(object @ Json::Map(_)) => Ok(object),
+            _ => Ok(Json::Map(Fields::new())),
         }
     }
 }

@@ -196,7 +196,7 @@ fn add_turn<'a>(mut message: Message<'a>, content: Json<'a>, out: &mut Vec<Messa
             return Ok(());
         }
     } else {
-        message.reasoning = reasoning;
+        message.reasoning = reasoning.map(Json::Text);
     }
     message.content = match parts.as_mut_slice() {
         [] => Content::Absent,
@@ -384,7 +384,11 @@ mod tests {
         let result =
             |id: &'static str, text: &'static str| Message { tool_call_id: Some(id.into()), ..message("tool", text) };
         let expected = vec![
-            Message { reasoning: Some("ab".into()), tool_calls: vec![call], ..message("assistant", "look") },
+            Message {
+                reasoning: Some(Json::Text("ab".into())),
+                tool_calls: vec![call],
+                ..message("assistant", "look")
+            },
             result("1", "x\ny"),
             result("2", ""),
             Message::new("user", Content::Parts(vec![Part::Media])),

@@ -18,12 +18,14 @@ mod json;
 mod json_text;
 mod lift;
 mod messages;
+mod mistral;
 mod needles;
 #[cfg(test)]
 mod recorded;
 mod responses;
 mod scan;
 mod skeleton;
+pub mod spelling;
 mod templates;
 #[cfg(test)]
 mod tests;
@@ -36,7 +38,8 @@ use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
 use jinja::time::LocalTime;
 use lift::Lifted;
-use needles::Needles;
+use mistral::Mistral;
+use spelling::Speller;
 use std::borrow::Cow;
 use std::fmt;
 use templates::Templates;
@@ -138,8 +141,10 @@ impl Rendered {
 pub struct Prompts {
     profiles: Profiles,
     templates: Templates,
-    /// Each model's texts of tokens that change what is around them.
-    opaque: Vec<Needles>,
+    /// Of models with Mistral's own formats.
+    mistral: Vec<Option<Mistral>>,
+    /// What each model's tokenizer does to texts.
+    spellers: Vec<Speller>,
 }
 
 impl Prompts {
@@ -147,10 +152,16 @@ impl Prompts {
     /// their chat prompts are [`Unknown`].
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
-        let (templates, failed) = Templates::new(&profiles);
-        let opaque = |profile: &Profile| Needles::new(profile.spelling.added.iter().map(|token| token.text.as_str()));
-        let opaque = profiles.models.iter().map(opaque).collect();
-        (Self { profiles, templates, opaque }, failed)
+        let (templates, mut failed) = Templates::new(&profiles);
+        let mistral = profiles.models.iter().map(|profile| match &profile.renderer {
+            Renderer::Mistral(format) => Mistral::new(format, &profile.default_kwargs)
+                .map_err(|why| failed.push((profile.name.clone(), why)))
+                .ok(),
+            _ => None,
+        });
+        let mistral = mistral.collect();
+        let spellers = profiles.models.iter().map(|profile| Speller::new(&profile.spelling)).collect();
+        (Self { profiles, templates, mistral, spellers }, failed)
     }
 
     /// How many models there are.
@@ -243,10 +254,15 @@ impl Prompts {
         } else {
             match body.prompt(lifted)? {
                 Prompt::Ids(ids) => return by_ids(profile, namespace, salt.as_deref(), &ids),
-                Prompt::Text(text) => Rendered::whole(text.into_owned()),
+                Prompt::Text(text) => {
+                    if let Some(Some(mistral)) = self.mistral.get(usize::from(model)) {
+                        mistral.plain(&text)?;
+                    }
+                    self.spelled(model, Rendered::whole(text.into_owned()))?
+                }
             }
         };
-        self.canonical(profile, model, root(namespace, salt.as_deref()), rendered, add_special)
+        self.canonical(profile, root(namespace, salt.as_deref()), rendered, chat, add_special)
     }
 
     /// A body that has become a conversation.
@@ -262,7 +278,7 @@ impl Prompts {
             self.adapt(api, profile, model, &mut chat, now)?;
             let rendered = self.render(profile, model, &chat, now)?;
             let root = root(namespace, cache_salt.as_deref());
-            self.canonical(profile, model, root, rendered, chat.add_special_tokens)
+            self.canonical(profile, root, rendered, true, chat.add_special_tokens)
         });
         Asked { model: found.map(|(number, _)| number), prompt }
     }
@@ -277,8 +293,8 @@ impl Prompts {
         now: i64,
     ) -> Result<(), Unknown> {
         let jinja = matches!(profile.renderer, Renderer::Jinja(_));
-        if api == Api::Responses && !jinja {
-            // Harmony has items become messages in another way, and Mistral's format is given other ids of calls.
+        if api == Api::Responses && matches!(profile.renderer, Renderer::Harmony) {
+            // Harmony has items become messages in another way.
             return Err(Unknown::Feature("responses"));
         }
         if chat.tools_unused && profile.exclude_unused_tools {
@@ -298,17 +314,18 @@ impl Prompts {
     fn canonical(
         &self,
         profile: &Profile,
-        model: u16,
         root: Fingerprint,
         rendered: Rendered,
+        chat: bool,
         add_special: bool,
     ) -> Result<Canonical, Unknown> {
         if !profile.opaque.is_empty() {
             return Err(Unknown::Feature("tokenizer"));
         }
         let Rendered { mut text, last, cut } = rendered;
-        if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
-            return Err(Unknown::Feature("token_whitespace"));
+        if chat && matches!(profile.renderer, Renderer::Mistral(_)) {
+            // Its tokens are known one by one: nothing looks for special tokens in it, or puts some around it.
+            return Ok(Canonical { root, bytes: text.into_bytes(), last, cut });
         }
         if add_special && !profile.completion_prefix.is_empty() {
             text.insert_str(0, &profile.completion_prefix);
@@ -328,13 +345,28 @@ impl Prompts {
     ) -> Result<Rendered, Unknown> {
         let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
         match profile.renderer {
-            Renderer::None | Renderer::Jinja(_) => self.templates.render(model, profile, conversation, now),
+            Renderer::None | Renderer::Jinja(_) => {
+                self.spelled(model, self.templates.render(model, profile, conversation, now)?)
+            }
             Renderer::Harmony => {
                 let date = now.date().ok_or(Unknown::Feature("date"))?;
                 harmony::render(conversation, &date).map(Rendered::whole)
             }
-            Renderer::Mistral(_) => Err(Unknown::Template),
+            Renderer::Mistral(_) => {
+                let mistral = self.mistral.get(usize::from(model)).and_then(Option::as_ref);
+                mistral.ok_or(Unknown::Template)?.render(conversation)
+            }
         }
+    }
+}
+
+impl Prompts {
+    /// Does to a text what the model's tokenizer does. The other renderers' texts are made of tokens.
+    fn spelled(&self, model: u16, rendered: Rendered) -> Result<Rendered, Unknown> {
+        let Some(speller) = self.spellers.get(usize::from(model)) else { return Ok(rendered) };
+        let Rendered { text, last, cut } = rendered;
+        let text = if cut.is_none() { speller.spell(text)? } else { speller.spell_start(text)? };
+        Ok(Rendered { text, last, cut })
     }
 }
 

@@ -80,8 +80,9 @@ fn add_item<'a>(item: Json<'a>, out: &mut Vec<Message<'a>>) -> Result<bool, Unkn
         Some("reasoning") => {
             let text = reasoning(item)?;
             match assistant_before(out).filter(|message| message.reasoning.is_none()) {
-                Some(before) => before.reasoning = Some(text),
-                None => out.push(Message { reasoning: Some(text), ..Message::new("assistant", Content::Absent) }),
+                Some(before) => before.reasoning = Some(Json::Text(text)),
+                None => out
+                    .push(Message { reasoning: Some(Json::Text(text)), ..Message::new("assistant", Content::Absent) }),
             }
             Ok(unfinished)
         }
@@ -340,7 +341,7 @@ mod tests {
         let expected = vec![
             user("hi"),
             Message {
-                reasoning: Some("hm".into()),
+                reasoning: Some(Json::Text("hm".into())),
                 tool_calls: vec![call("1", "n__f", "{}"), call("2", "g", r#"{"input": "a\"\né"}"#)],
                 ..assistant("let me see")
             },

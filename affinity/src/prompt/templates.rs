@@ -5,16 +5,18 @@ use super::copying::copying;
 use super::jinja::text::{python_space, strip};
 use super::jinja::time::LocalTime;
 use super::jinja::values::{DOUBT, list, record, value};
-use super::jinja::{CLOCK, environment, prepared, screen, syntax, takes_parts, tree};
+use super::jinja::{CLOCK, environment, ordered, prepared, screen, syntax, takes_parts, tree};
 use super::json::{Json, field};
 use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
-use super::turns::{Seen, SeenPart, Turn, documents, tool, turns};
+use super::turns::{Seen, SeenPart, Turn, documents, messages, tool, turns};
 use super::{Rendered, Unknown};
 use crate::fleet::{Profile, Profiles, Renderer, Template};
+use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeSet;
 
 /// Compiled templates and their skeletons.
 pub(super) struct Templates {
@@ -31,6 +33,8 @@ struct Known {
     source: String,
     takes_parts: bool,
     knows_developers: bool,
+    /// Variables that must not be truth values.
+    ordered: BTreeSet<String>,
     skeletons: RefCell<Skeletons>,
 }
 
@@ -60,6 +64,9 @@ const RESERVED: [&str; 11] = [
     "tokenizer_kwargs",
 ];
 
+/// Arguments that the engine takes for itself, in place of what a request or its configuration says.
+const TAKEN: [&str; 4] = ["add_generation_prompt", "continue_final_message", "documents", "return_dict"];
+
 impl Templates {
     /// Compiles what can be compiled. Reports the models whose template could not be, by name, with the reason.
     pub fn new(profiles: &Profiles) -> (Self, Vec<(String, String)>) {
@@ -85,7 +92,11 @@ impl Templates {
             let Some(Json::Map(fields)) = Json::parse(&profile.default_kwargs) else {
                 return Err("the default template arguments are no JSON object".to_owned());
             };
-            choice.defaults = fields.iter().map(|(name, given)| (name.to_string(), value(given))).collect();
+            if let Some((name, _)) = fields.iter().find(|(name, _)| RESERVED.contains(&name.as_ref())) {
+                return Err(format!("{name} cannot be among the default template arguments"));
+            }
+            let fields = fields.iter().filter(|(name, _)| !TAKEN.contains(&name.as_ref()));
+            choice.defaults = fields.map(|(name, given)| (name.to_string(), value(given))).collect();
         }
         // A token that looks like a mark would be taken for one.
         let marked = special.clone().any(|(_, text)| text.contains(MARK));
@@ -101,18 +112,20 @@ impl Templates {
     fn add(&mut self, template: &Template, marked: bool) -> Result<usize, String> {
         let number = self.templates.len();
         let source = prepared(&template.source);
-        let copies = {
+        let (copies, ordered) = {
             let tree = tree(&source).ok_or_else(|| format!("the template {:?} cannot be parsed", template.name))?;
             if let Some(why) = screen(&source, &tree) {
                 return Err(why.to_owned());
             }
-            syntax().filter(|_| !marked && !template.takes_parts).and_then(|syntax| copying(&source, syntax).ok())
+            let followed = syntax().filter(|_| !marked && !template.takes_parts);
+            (followed.and_then(|syntax| copying(&source, syntax).ok()), ordered(&tree))
         };
         self.compiled.add_template_owned(number.to_string(), source.clone()).map_err(|e| e.to_string())?;
         self.templates.push(Known {
             number: number.to_string(),
             knows_developers: source.contains("\"developer\"") || source.contains("'developer'"),
             takes_parts: template.takes_parts,
+            ordered,
             source,
             skeletons: RefCell::new(Skeletons::new(copies)),
         });
@@ -223,7 +236,7 @@ impl Known {
             Seen::Text(text) => text.len(),
             Seen::Parts(_) => 0,
         });
-        let in_full = || print(list(turns.iter().map(Turn::value).collect()));
+        let in_full = || print(messages(&turns)?);
         // A VM has one thread and rendering does not come back here, so the cell is free; were it not, the template
         // would still say it right.
         let text = match self.skeletons.try_borrow_mut() {
@@ -231,7 +244,7 @@ impl Known {
                 let generation = conversation.add_generation_prompt.unwrap_or(true);
                 skeletons.spell(&turns, generation, now, in_full, |contents| {
                     let turn = |(turn, content): (&Turn<'_, '_>, &&str)| turn.with_content(Value::from(*content));
-                    print(list(turns.iter().zip(contents).map(turn).collect()))
+                    print(list(turns.iter().zip(contents).map(turn).collect::<Result<_, Unknown>>()?))
                 })?
             }
             _ => in_full()?,
@@ -254,7 +267,7 @@ impl Known {
         let passed = |value: &Json<'_>| !value.is_null() && value.as_str() != Some("auto");
         let mut all = choice.special_tokens.clone();
         all.extend(choice.defaults.iter().map(|(name, given)| (Value::from(name.as_str()), given.clone())));
-        let given = given.iter().filter(|(_, given)| passed(given));
+        let given = given.iter().filter(|(name, given)| passed(given) && !TAKEN.contains(&name.as_ref()));
         all.extend(given.map(|(name, given)| (Value::from(name.as_ref()), value(given))));
         if let Some(effort) = conversation.reasoning_effort.as_deref().filter(|effort| *effort != "auto") {
             all.push(("reasoning_effort".into(), Value::from(effort)));
@@ -269,6 +282,10 @@ impl Known {
         let given = given.filter(|documents| !documents.is_null());
         all.push(("documents".into(), given.map_or(Ok(Value::from(())), documents)?));
         all.push(("add_generation_prompt".into(), Value::from(conversation.add_generation_prompt.unwrap_or(true))));
+        let ordered = |name: &Value| name.as_str().is_some_and(|name| self.ordered.contains(name));
+        if all.iter().any(|(name, value)| value.kind() == ValueKind::Bool && ordered(name)) {
+            return Err(Unknown::Template);
+        }
         all.push((CLOCK.into(), Value::from(now.0)));
         Ok(all)
     }
@@ -298,7 +315,7 @@ impl Known {
         };
         let before = content.clone();
         *content = Cow::Owned([content.as_ref(), TAG].concat());
-        let mut text = print(list(turns.iter().map(Turn::value).collect()))?;
+        let mut text = print(messages(&turns)?)?;
         let bare = TAG.trim_end();
         let at = text.rfind(bare).ok_or(refused)?;
         if !text.contains(strip(&before, None, true, true)) {
@@ -329,11 +346,11 @@ impl Known {
             for message in &mut variant.messages {
                 message.content = std::mem::take(&mut message.content).without_media(mark, self.takes_parts);
             }
-            print(list(turns(&variant, self.takes_parts, self.knows_developers)?.iter().map(Turn::value).collect()))
+            print(messages(&turns(&variant, self.takes_parts, self.knows_developers)?)?)
         };
         let one = with(MARK[0])?;
         let other = if self.takes_parts {
-            print(list(turns(conversation, true, self.knows_developers)?.iter().map(Turn::value).collect()))?
+            print(messages(&turns(conversation, true, self.knows_developers)?)?)?
         } else {
             with(MARK[1])?
         };

@@ -1,7 +1,7 @@
 //! Bodies to prompts, through small templates.
 
 use super::*;
-use crate::fleet::{AddedToken, Renderer, Spelling, Template};
+use crate::fleet::{AddedToken, PrefixSpace, Renderer, Spelling, Template};
 
 const NOW: i64 = 1_700_000_000;
 const ONE: &str = r#"{"messages":[{"role":"user","content":"x"}]}"#;
@@ -157,15 +157,16 @@ fn a_template_that_would_loop_for_ever_is_cut_off() {
 }
 
 #[test]
-fn tokens_that_swallow_whitespace_make_the_prompt_unknown() {
+fn texts_are_spelled_before_the_prefix_is_put_there() {
     let added = vec![AddedToken { text: "<|user|>".into(), rstrip: true, ..AddedToken::default() }];
-    let profile = Profile { spelling: Spelling { added, steps: vec![] }, ..Profile::default() };
+    let spelling = Spelling { added, prefix_space: PrefixSpace::First, ..Spelling::default() };
+    let profile = Profile { spelling, completion_prefix: "<s>".into(), ..Profile::default() };
     let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
     let read = |body: &str| {
         prompts.read(Api::Completions, body.as_bytes(), NOW).prompt.map(|c| String::from_utf8(c.bytes).unwrap())
     };
-    assert_eq!(read(r#"{"prompt":"<|user|> x"}"#), Err(Unknown::Feature("token_whitespace")));
-    assert_eq!(read(r#"{"prompt":"user x"}"#).unwrap(), "user x");
+    assert_eq!(read(r#"{"prompt":"<|user|> x"}"#).unwrap(), "<s><|user|>x");
+    assert_eq!(read(r#"{"prompt":"user x"}"#).unwrap(), "<s> user x");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod model;
 mod oracles;
 mod progress;
 mod report;
+mod scripts;
 mod templates;
 mod verdict;
 
@@ -75,6 +76,10 @@ struct Cli {
 enum Suite {
     /// Chat templates, through vLLM.
     Templates,
+    /// OpenAI's format of gpt-oss.
+    Harmony,
+    /// Mistral's own formats.
+    Mistral,
 }
 
 fn main() -> ExitCode {
@@ -108,14 +113,23 @@ async fn check(cli: &Cli) -> Result<Vec<String>> {
     let cache = cache()?;
     let install = Install::locate(VERSION)?;
     install.complete(VERSION).await?;
-    let mut report = Report::new(cache.join("findings"))?;
-    if cli.suite.is_none_or(|suite| suite == Suite::Templates) {
+    let mut report = Report::new(cache.join("findings"));
+    let wanted = |suite| cli.suite.is_none_or(|only| only == suite);
+    if wanted(Suite::Templates) {
         let cases = cases(cli, &install, &cache).await?;
         let templates = Template::all(&install, &cache)?;
         check_templates(&cases, &templates, &mut report)?;
         if cli.write_golden {
             golden::write(&templates, &cases)?;
         }
+    }
+    // They have no names to choose by.
+    let others = cli.only.is_none();
+    if wanted(Suite::Harmony) && others {
+        scripts::harmony(&install, &cache, cli.seed, &mut report).await?;
+    }
+    if wanted(Suite::Mistral) && others {
+        scripts::mistral(&install, &cache, cli.seed, &mut report).await?;
     }
     report.show();
     if let Some(path) = &cli.json {
@@ -165,6 +179,7 @@ async fn cases(cli: &Cli, install: &Install, cache: &Path) -> Result<Vec<Case>> 
 }
 
 fn check_templates(cases: &[Case], templates: &[Template], report: &mut Report) -> Result<()> {
+    report.begin("templates")?;
     // A panic counts as wrong, and its message would be one of thousands.
     std::panic::set_hook(Box::new(|_| {}));
     for template in templates {

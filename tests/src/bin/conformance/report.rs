@@ -27,15 +27,25 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty one. What an earlier run has left in `directory` is removed.
+    /// An empty one, which writes to `directory`.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, suites: BTreeMap::new(), defects: Vec::new() }
+    }
+
+    /// Begins a suite: what an earlier run of it has written is removed.
     ///
     /// # Errors
-    /// If the directory cannot be emptied.
-    pub fn new(directory: PathBuf) -> Result<Self> {
-        if directory.exists() {
-            fs::remove_dir_all(&directory).with_context(|| format!("cannot empty {}", directory.display()))?;
+    /// If it cannot be removed.
+    pub fn begin(&mut self, suite: &str) -> Result<()> {
+        for kind in ["wrong", "declined"] {
+            let directory = self.directory.join(format!("{kind}-{suite}"));
+            if directory.exists() {
+                fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+            }
         }
-        Ok(Self { directory, suites: BTreeMap::new(), defects: Vec::new() })
+        self.suites.insert(suite.to_owned(), BTreeMap::new());
+        Ok(())
     }
 
     /// Counts one request of a suite's part, a template or another.

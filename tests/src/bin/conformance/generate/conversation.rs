@@ -227,11 +227,15 @@ impl Generator<'_> {
             message.entry("name").or_insert_with(|| name.into());
         }
         if self.rng.random_bool(0.06) {
-            let key = self.hints.keys.choose(&mut self.rng).cloned();
-            let value = if self.rng.random_bool(0.5) { true.into() } else { self.value(1) };
-            if let Some(key) = key {
-                message.entry(key).or_insert(value);
-            }
+            let key = self.hints.keys.choose(&mut self.rng).cloned().unwrap_or_default();
+            let value = match key.as_str() {
+                // Their types are given.
+                "tool_calls" | "tools" => Value::Null,
+                "name" | "reasoning" | "reasoning_content" | "tool_call_id" | "task" => self.text().into(),
+                _ if self.rng.random_bool(0.5) => true.into(),
+                _ => self.value(1),
+            };
+            message.entry(key).or_insert(value);
         }
         self.shuffled(message)
     }

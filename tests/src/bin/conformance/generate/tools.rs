@@ -117,6 +117,7 @@ impl Generator<'_> {
             "{'a': 1}",
             " {\"a\": 1} ",
             "{\"a\": NaN}",
+            "{\"a\": -Infinity, \"b\": 1, \"a\": 2}",
         ];
         match self.rng.random_range(0..40) {
             0..4 => self.pick(ODD).into(),
