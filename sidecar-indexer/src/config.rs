@@ -84,7 +84,8 @@ section! {
         #[serde(default)]
         loras: Vec<String> = "[]",
         /// Where its vocabulary is: the model's folder with tokenizer.json, tekken.json, tokenizer.model or one
-        /// *.tiktoken file, such a file itself (its folder is read as well), or `tiktoken:NAME` for a built-in one (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
+        /// *.tiktoken file, such a file itself (its folder is read as well), or `tiktoken:NAME` for a built-in one
+        /// (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
         tokenizer: String = "models/llama-3.1-8b",
         /// A file with the chat template (Jinja), if the engine is given one of its own (--chat-template); otherwise
         /// the one beside the tokenizer is used.
@@ -187,7 +188,7 @@ pub enum Bos {
 }
 
 /// Whose tokenizer an engine runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenizerMode {
     /// As vLLM chooses by the model's files.
@@ -285,9 +286,12 @@ impl Config {
         let yaml = serde_yaml_ng::Deserializer::from_str(text);
         let config: Self = serde_path_to_error::deserialize(yaml).map_err(|e| match e.path().to_string().as_str() {
             "." => anyhow::anyhow!("{}", e.inner()),
-            // The inner error repeats the path where it knows it.
-            path if e.inner().to_string().starts_with(path) => anyhow::anyhow!("{}", e.inner()),
-            path => anyhow::anyhow!("{path}: {}", e.inner()),
+            path => {
+                // The inner error repeats as much of the path as it knows.
+                let inner = e.inner().to_string();
+                let rest = inner.split_once(": ").filter(|(repeated, _)| path.starts_with(repeated));
+                anyhow::anyhow!("{path}: {}", rest.map_or(inner.as_str(), |(_, rest)| rest))
+            }
         })?;
         config.check()?;
         Ok(config)
@@ -375,6 +379,15 @@ impl Config {
             }
         }
         out
+    }
+}
+
+impl Model {
+    /// What an option means, as the example says it. Empty for one that is not there.
+    #[must_use]
+    pub fn about(option: &str) -> String {
+        let field = Self::FIELDS.iter().find(|field| field.name == option);
+        field.into_iter().flat_map(|field| field.docs).map(|line| line.trim()).collect::<Vec<_>>().join(" ")
     }
 }
 

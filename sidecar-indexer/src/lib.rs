@@ -18,6 +18,8 @@ pub mod observe;
 pub mod profile;
 pub mod reasons;
 pub mod scrape;
+pub mod selftest;
+pub mod served;
 pub mod server;
 pub mod stream;
 pub mod subscriber;

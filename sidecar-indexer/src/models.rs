@@ -80,7 +80,6 @@ impl Listed {
 }
 
 /// All models, by number.
-#[derive(Default)]
 pub struct Models {
     models: Vec<Served>,
     /// Goes up whenever the profiles change.

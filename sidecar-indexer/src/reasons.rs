@@ -25,6 +25,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ("mistral_version", "this version of Mistral's format is not reproduced"),
     ("responses", "the engine makes other prompts of /v1/responses for this kind of model"),
     ("token_whitespace", "the text holds a special token that changes the text beside it"),
+    ("word_token", "the text holds a special token that counts only as a word of its own, which cannot be told here"),
     ("special_text", "a text spells a special token, which the engine encodes as ordinary text here"),
     // Of what the request asks for.
     ("token_ids", "the prompt is given as token ids, and the model's token_ids option is off"),
@@ -85,7 +86,7 @@ pub fn sentence(why: Unknown) -> &'static str {
 /// All words with their sentences, for people.
 #[must_use]
 pub fn table() -> String {
-    REASONS.iter().map(|(word, sentence)| format!("  {word:<25} {sentence}\n")).collect()
+    REASONS.iter().map(|(word, sentence)| format!("  {word}\n          {sentence}\n")).collect()
 }
 
 #[cfg(test)]

@@ -43,6 +43,23 @@ impl Zone {
     }
 }
 
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> i64 {
+    Timestamp::now().as_second()
+}
+
+/// Reads a moment: seconds since 1970, or as RFC 3339 writes it.
+///
+/// # Errors
+/// When it is neither; says what would do.
+pub fn seconds(text: &str) -> Result<i64> {
+    let rfc3339 = || text.parse::<Timestamp>().ok().map(|at| at.as_second());
+    text.parse().ok().or_else(rfc3339).ok_or_else(|| {
+        anyhow!("{text:?} is no time; write seconds since 1970, or a time with its zone as in 2026-11-20T12:00:00Z")
+    })
+}
+
 fn moment(seconds: i64) -> Timestamp {
     let seconds = seconds.clamp(Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)
@@ -90,6 +107,15 @@ mod tests {
             let zone = Zone::parse(text).unwrap();
             assert_eq!((zone.offset(1_774_746_000), zone.next_change(0)), (seconds, None), "{text}");
         }
+    }
+
+    #[test]
+    fn times_are_read_in_both_forms() {
+        for text in ["1774746000", "2026-03-29T01:00:00Z", "2026-03-29T03:00:00.5+02:00"] {
+            assert_eq!(seconds(text).unwrap(), 1_774_746_000, "{text}");
+        }
+        let error = seconds("2026-03-29T01:00:00").unwrap_err().to_string();
+        assert!(error.contains("with its zone"), "{error}");
     }
 
     #[test]
