@@ -33,7 +33,7 @@ const PHRASES: &[&str] = &[
     "ﬁ ŉ ǰ ΐ ß ẞ ª º ⅷ Ⓐ ŉa ΣΑΣ ıI iİ ᾳ ՙև",
     "² ½ ٣ 三 Ⅷ ① 1_000 0x10 ١٢",
     "looks like a mark \u{f8e0}1\u{f8e1} \u{f8e0}\u{f8e1}",
-    "private \u{e000}\u{f000}\u{f8ff}\u{fdd0}\u{ffff}\u{1fffe} use",
+    "private \u{e000}\u{f000}\u{f8ff}\u{fdd0}\u{ffff} use",
     "'it''s' \"so\" \\' \\\" \\n",
     " 12 ",
     "1e3",
