@@ -100,8 +100,8 @@ impl Generator<'_> {
                 self.pick(&["low", "high", "on", "off", "enabled", "disabled", "chat", "thinking", "auto", ""]).into()
             }
             14..16 => self.literal().unwrap_or_default().into(),
-            16 => number(self.pick(&["0", "1", "1.0", "0.5", "-3", "1e3", "100000"])),
-            17 => self.text().into(),
+            16..18 => number(self.pick(&["0", "1", "-1", "1.0", "0.5", "-3", "512", "1e3", "100000"])),
+            18 => self.text().into(),
             _ => self.value(2),
         }
     }
@@ -139,9 +139,19 @@ impl Generator<'_> {
             ("cache_salt", json!("sälz")),
             ("metadata", json!({"messages": [], "tools": 1})),
             ("priority", json!(0)),
+            ("add_special_tokens", json!(false)),
+            ("echo", json!(true)),
         ] {
             if self.rng.random_bool(0.06) {
                 body.insert(name.to_owned(), value);
+            }
+        }
+        if self.rng.random_bool(0.04) {
+            // Some clients write all they know.
+            for name in
+                ["tools", "tool_choice", "documents", "chat_template_kwargs", "reasoning_effort", "stop", "user"]
+            {
+                body.entry(name).or_insert(Value::Null);
             }
         }
     }
