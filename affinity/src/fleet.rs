@@ -200,22 +200,35 @@ pub struct Template {
     pub takes_parts: bool,
 }
 
-/// One of Mistral's formats.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One of Mistral's formats, as the tokenizer's file tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MistralFormat {
-    /// 1, 2, 3, 7, 11, 13, ...
+    /// 1, 2, 3, 7, 11, 13 or 15: of `config.version` in `tekken.json`, or of the name `tokenizer.model.v3`.
     pub version: u8,
     /// Tekken, not SentencePiece.
     pub tekken: bool,
+    /// `[THINK]` and `[/THINK]` are among its special tokens.
+    pub thinks: bool,
+    /// The reasoning efforts it takes, its default first; empty if it knows no such setting. From version 15 on, of
+    /// `model_settings_builder.reasoning_effort`.
+    pub efforts: Vec<String>,
 }
 
 /// What a tokenizer does to a text before it cuts it into tokens, as far as the tokens' bytes tell.
+///
+/// In this order: the text is split at added tokens that are not `normalized`; the steps are done to each piece; the
+/// pieces are split at the other added tokens; what is left between them may get a space in front.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spelling {
-    /// Added tokens that do more than stand for their text, and, where [`Spelling::steps`] is not empty, all of them.
+    /// Added tokens, of which no two have the same text. None where it makes no difference: where no token swallows
+    /// whitespace and pieces stay as they are.
     pub added: Vec<AddedToken>,
     /// Done to each piece of text between added tokens, in this order.
     pub steps: Vec<SpellingStep>,
+    /// Whether pieces get a space in front.
+    pub prefix_space: PrefixSpace,
+    /// The vocabulary writes spaces as `▁`, so one in the text comes out as a space, too (SentencePiece).
+    pub marks: bool,
 }
 
 /// A token that is found in a text before anything else is done to it.
@@ -229,7 +242,7 @@ pub struct AddedToken {
     pub rstrip: bool,
     /// Only found as a word of its own.
     pub single_word: bool,
-    /// Looked for after the steps, not before.
+    /// Looked for after the steps, not before, in the form that they give it.
     pub normalized: bool,
 }
 
@@ -240,13 +253,20 @@ pub enum SpellingStep {
     Nfc,
     /// Puts this before every piece that is not empty.
     Prepend(String),
-    /// Puts a space before every piece that does not begin with whitespace or a space; `first_only`: only before one at the text's start.
-    PrefixSpace {
-        /// Not before pieces behind added tokens.
-        first_only: bool,
-    },
-    /// Replaces one text by another.
+    /// Replaces one text by another, from left to right.
     Replace(String, String),
+}
+
+/// Which pieces get a space in front. One that begins with a space never does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrefixSpace {
+    /// None.
+    #[default]
+    Never,
+    /// The one that the text begins with.
+    First,
+    /// All.
+    Always,
 }
 
 impl Profile {
@@ -284,6 +304,8 @@ impl Profiles {
                     out.u8(3);
                     out.u8(format.version);
                     out.u8(u8::from(format.tekken));
+                    out.u8(u8::from(format.thinks));
+                    out.list(&format.efforts, |out, effort| out.string(effort));
                 }
             }
             out.list(&p.special_tokens, |out, (name, text)| {
@@ -319,7 +341,12 @@ impl Profiles {
                         Some(Template { name: r.string()?, source: r.string()?, takes_parts: r.u8()? != 0 })
                     })?),
                     2 => Renderer::Harmony,
-                    3 => Renderer::Mistral(MistralFormat { version: r.u8()?, tekken: r.u8()? != 0 }),
+                    3 => Renderer::Mistral(MistralFormat {
+                        version: r.u8()?,
+                        tekken: r.u8()? != 0,
+                        thinks: r.u8()? != 0,
+                        efforts: r.list(4, Reader::string)?,
+                    }),
                     _ => return None,
                 },
                 special_tokens: r.list(8, |r| Some((r.string()?, r.string()?)))?,
@@ -352,16 +379,18 @@ impl Spelling {
                 out.u8(1);
                 out.string(text);
             }
-            SpellingStep::PrefixSpace { first_only } => {
-                out.u8(2);
-                out.u8(u8::from(*first_only));
-            }
             SpellingStep::Replace(from, to) => {
-                out.u8(3);
+                out.u8(2);
                 out.string(from);
                 out.string(to);
             }
         });
+        out.u8(match self.prefix_space {
+            PrefixSpace::Never => 0,
+            PrefixSpace::First => 1,
+            PrefixSpace::Always => 2,
+        });
+        out.u8(u8::from(self.marks));
     }
 
     fn decode(r: &mut Reader<'_>) -> Option<Self> {
@@ -375,12 +404,17 @@ impl Spelling {
             Some(match r.u8()? {
                 0 => SpellingStep::Nfc,
                 1 => SpellingStep::Prepend(r.string()?),
-                2 => SpellingStep::PrefixSpace { first_only: r.u8()? != 0 },
-                3 => SpellingStep::Replace(r.string()?, r.string()?),
+                2 => SpellingStep::Replace(r.string()?, r.string()?),
                 _ => return None,
             })
         })?;
-        Some(Self { added, steps })
+        let prefix_space = match r.u8()? {
+            0 => PrefixSpace::Never,
+            1 => PrefixSpace::First,
+            2 => PrefixSpace::Always,
+            _ => return None,
+        };
+        Some(Self { added, steps, prefix_space, marks: r.u8()? != 0 })
     }
 }
 
@@ -431,9 +465,10 @@ mod tests {
                 steps: vec![
                     SpellingStep::Nfc,
                     SpellingStep::Prepend(" ".into()),
-                    SpellingStep::PrefixSpace { first_only: true },
                     SpellingStep::Replace("a".into(), "b".into()),
                 ],
+                prefix_space: PrefixSpace::Always,
+                marks: true,
             },
             utc_offset: -3600,
             opaque: "self_test".into(),
@@ -441,7 +476,8 @@ mod tests {
             bytes_per_token: 4,
         };
         let of = |renderer| Profile { renderer, ..Profile::default() };
-        let mistral = MistralFormat { version: 13, tekken: true };
+        let mistral =
+            MistralFormat { version: 15, tekken: true, thinks: true, efforts: vec!["none".into(), "high".into()] };
         Profiles { models: vec![profile, of(Renderer::None), of(Renderer::Harmony), of(Renderer::Mistral(mistral))] }
     }
 

@@ -10,11 +10,13 @@
 //! with the next block. A wrong tokenisation thus counts for one block at the most.
 //!
 //! Price: one encoding of some 40 tokens per generated block. Deliberately lenient: where a tokenizer has no words
-//! (SentencePiece without pre-tokenizer) or its encoder is not known (`*.tiktoken` files), everything counts.
+//! (SentencePiece without pre-tokenizer) or its encoder is not at hand (SentencePiece's own files), everything counts.
 
 use crate::tokens::Vocabulary;
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use tiktoken_rs::CoreBPE;
 use tokenizers::Tokenizer;
 
@@ -29,8 +31,8 @@ const OPEN_WORDS: usize = 2;
 pub enum Encoder {
     /// tokenizer.json.
     HuggingFace(Box<Tokenizer>),
-    /// A built-in tiktoken vocabulary.
-    Tiktoken(&'static CoreBPE),
+    /// A vocabulary in tiktoken's form, built in or read.
+    Tiktoken(Cow<'static, CoreBPE>),
 }
 
 /// One token of an encoding.
@@ -52,6 +54,21 @@ impl Encoder {
         tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
         tokenizer.with_padding(None);
         Ok(Self::HuggingFace(Box::new(tokenizer)))
+    }
+
+    /// From bytes by rank and special tokens, as tiktoken takes them; `words` is its regular expression of words.
+    ///
+    /// # Errors
+    /// When the library does not take them.
+    pub fn of_ranks(tokens: Vec<(u32, Vec<u8>)>, special: Vec<(u32, String)>, words: &str) -> Result<Self> {
+        let (mut ids, mut texts) = (BTreeSet::new(), BTreeSet::new());
+        // The library would panic.
+        for (id, bytes) in &tokens {
+            ensure!(ids.insert(*id) && texts.insert(bytes.as_slice()), "token {id} is there twice");
+        }
+        let special = special.into_iter().map(|(id, text)| (text, id)).collect();
+        let tokens = tokens.into_iter().map(|(id, bytes)| (bytes, id)).collect();
+        Ok(Self::Tiktoken(Cow::Owned(CoreBPE::new(tokens, special, words)?)))
     }
 
     fn encode(&self, vocabulary: &Vocabulary, text: &str) -> Option<Vec<Piece>> {
@@ -138,7 +155,7 @@ mod tests {
     });
     static HARMONY: LazyLock<(Vocabulary, Encoder)> = LazyLock::new(|| {
         let bpe = tiktoken_rs::bpe_for_tokenizer(tiktoken_rs::tokenizer::Tokenizer::O200kHarmony).unwrap();
-        (Vocabulary::built_in("o200k_harmony").unwrap(), Encoder::Tiktoken(bpe))
+        (Vocabulary::built_in("o200k_harmony").unwrap(), Encoder::Tiktoken(Cow::Borrowed(bpe)))
     });
 
     fn ids(encoder: &Encoder, text: &str) -> Vec<u32> {

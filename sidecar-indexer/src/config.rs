@@ -80,8 +80,8 @@ section! {
         /// LoRA adapters it serves, by the names that clients ask for.
         #[serde(default)]
         loras: Vec<String> = "[]",
-        /// Where its vocabulary is: a folder with tokenizer.json (or one *.tiktoken file), such a file itself, or
-        /// `tiktoken:NAME` for a built-in one (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
+        /// Where its vocabulary is: the model's folder with tokenizer.json, tekken.json, tokenizer.model or one
+        /// *.tiktoken file, such a file itself (its folder is read as well), or `tiktoken:NAME` for a built-in one (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
         tokenizer: String = "models/llama-3.1-8b",
         /// A file with the chat template (Jinja), if the engine is given one of its own; otherwise the one beside
         /// the tokenizer is used.
@@ -91,6 +91,13 @@ section! {
         /// say), always, never.
         #[serde(default)]
         bos: Bos = "auto",
+        /// The engine's --tokenizer-mode: auto, hf or mistral. In auto, vLLM takes mistral for folders that hold
+        /// consolidated*.safetensors and tekken.json or tokenizer.model.v*.
+        #[serde(default)]
+        tokenizer_mode: TokenizerMode = "auto",
+        /// The engine runs with --trust-remote-code.
+        #[serde(default)]
+        trust_remote_code: bool = "false",
     }
 }
 
@@ -151,6 +158,19 @@ pub enum Bos {
     Always,
     /// They do not.
     Never,
+}
+
+/// Whose tokenizer an engine runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerMode {
+    /// As vLLM chooses by the model's files.
+    #[default]
+    Auto,
+    /// Hugging Face's.
+    Hf,
+    /// `mistral-common`.
+    Mistral,
 }
 
 /// Where an engine's metrics are.

@@ -153,7 +153,7 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
         let stride = Stride::new(8).unwrap();
         let mut index = Index::new(Options { stride, max_blocks: 1 << 20, tiers: vec![Tier::Gpu] }, 77);
         let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}, "1": {"content": "y"}}});
-        index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", Some(&config)).unwrap()), false);
+        index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap()), false);
         State::new(index, Fleet::new(&Config::parse(CONFIG).unwrap()), &Profiles::default(), stride)
     }
 

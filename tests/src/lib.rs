@@ -10,6 +10,8 @@
     reason = "test code: a panic is a failed test"
 )]
 
+pub mod conformance;
 pub mod harness;
 pub mod load;
 pub mod sim;
+pub mod vllm;

@@ -48,6 +48,9 @@ enum Task {
     /// Checks predictions against a real vLLM on the CPU (downloads about 900 MB the first time).
     #[command(disable_help_flag = true)]
     RealVllm(PassedOn),
+    /// Checks prompts of 70 chat templates and other formats against vLLM (downloads about 1 GB the first time).
+    #[command(disable_help_flag = true)]
+    Conformance(PassedOn),
     /// Measures one part. Each takes --help and --json FILE.
     #[command(subcommand)]
     Bench(Bench),
@@ -96,6 +99,10 @@ fn perform(cli: Cli) -> Result<()> {
         Task::Test { args } => test(&workspace, &envoy()?, &args),
         Task::Demo(PassedOn { args }) => run(&workspace, envoy, "demo", &args),
         Task::RealVllm(PassedOn { args }) => run(&workspace, envoy, "real-vllm", &args),
+        Task::Conformance(PassedOn { args }) => {
+            workspace.build_program("warmpath-tests", "conformance")?;
+            step::replace_self(Command::new(workspace.program("conformance")?).args(args))
+        }
         Task::Bench(Bench::Filter(PassedOn { args })) => run(&workspace, envoy, "bench-filter", &args),
         Task::Bench(Bench::Hash(PassedOn { args })) => run_in_envoy(&workspace, envoy, "hash", &args),
         Task::Bench(Bench::Prompt(PassedOn { args })) => run_in_envoy(&workspace, envoy, "prompt", &args),

@@ -82,7 +82,13 @@ impl Workspace {
         step::run(&mut cargo, "the compiler's errors are above")
     }
 
-    /// The path of an optimised program that [`Self::build_programs`] has built.
+    /// Builds one program, optimised, that starts none of its siblings.
+    pub fn build_program(&self, package: &str, name: &str) -> Result<()> {
+        let args = ["build", "--release", "--package", package, "--bin", name];
+        step::run(&mut self.cargo(&args), "the compiler's errors are above")
+    }
+
+    /// The path of an optimised program that has been built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.target.join("release").join(name);
         if !path.is_file() {

@@ -154,6 +154,7 @@ impl<'a> Body<'a> {
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message == Some(true),
             chat_template: text(self.chat_template)?,
+            ..Conversation::default()
         })
     }
 }
@@ -222,34 +223,38 @@ impl<'a> Raw<'a> {
                 Content::Parts(read)
             }
         };
-        let tool_calls = match self.tool_calls {
-            None | Some(Json::Null) => Vec::new(),
+        // What a role has no use for is not looked at.
+        let of = |role: &str, given: Option<Json<'a>>| given.filter(|json| self.role == role && !json.is_null());
+        let tool_calls = match of("assistant", self.tool_calls) {
+            None => Vec::new(),
             Some(Json::List(calls)) => {
                 let call = |call: Json<'a>| call.resolved(lifted).and_then(tool_call).ok_or(Unknown::Malformed);
                 calls.into_iter().map(call).collect::<Result<_, _>>()?
             }
             Some(_) => return Err(Unknown::Malformed),
         };
-        let reasoning = text(self.reasoning).ok_or(Unknown::Malformed)?;
-        let tool_call_id = match self.tool_call_id {
+        let reasoning = of("assistant", self.reasoning).or(of("assistant", self.reasoning_content));
+        let tools = of("developer", self.tools);
+        let tool_call_id = match self.tool_call_id.filter(|_| self.role == "tool") {
             None => None,
             Some(Json::Text(id)) => Some(id),
             Some(_) => return Err(Unknown::Malformed),
         };
         Ok(Message {
-            role: self.role,
             content,
-            name: text(self.name).ok_or(Unknown::Malformed)?,
+            // The engine drops what is no text.
+            name: text(self.name).flatten(),
             tool_calls,
             tool_call_id,
             reasoning: match reasoning {
-                Some(reasoning) => Some(reasoning),
-                None => text(self.reasoning_content).ok_or(Unknown::Malformed)?,
+                None => None,
+                Some(reasoning) => Some(reasoning.resolved(lifted).ok_or(Unknown::Malformed)?),
             },
-            tools: match self.tools {
-                None | Some(Json::Null) => None,
+            tools: match tools {
+                None => None,
                 Some(tools) => Some(tools.resolved(lifted).ok_or(Unknown::Malformed)?),
             },
+            role: self.role,
         })
     }
 }
@@ -303,9 +308,17 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
         None if key == "thinking" => None,
         None => Some(None),
         Some(text) => {
+            let closed = take(&mut fields, "closed");
             fields.retain(|(name, _)| !KNOWN.contains(&name.as_ref()));
-            let plain = kind.as_deref() == Some("text");
-            Some(Some(if plain { Part::Text { text, extra: fields } } else { Part::Other { text, extra: fields } }))
+            let extra = fields;
+            Some(Some(match kind.as_deref() {
+                Some("text") => Part::Text { text, extra },
+                Some("thinking") => {
+                    let closed = closed.map_or(Some(true), |closed| flag(Some(closed)).flatten())?;
+                    Part::Thought { text, closed, extra }
+                }
+                _ => Part::Other { text, extra },
+            }))
         }
     }
 }
@@ -320,7 +333,7 @@ fn tool_call(given: Json<'_>) -> Option<ToolCall<'_>> {
     let Json::Map(mut function) = take(&mut fields, "function")? else { return None };
     let name = text(take(&mut function, "name"))??;
     let arguments = text(take(&mut function, "arguments"))??;
-    Some(ToolCall { id, name, arguments, extra: fields, function_extra: function })
+    Some(ToolCall { id, name, arguments, extra: fields, function_extra: function, name_first: false })
 }
 
 /// A text whose place in the body may have been taken by a name for it.

@@ -4,6 +4,14 @@ use super::Unknown;
 use super::json::{Fields, Json};
 use std::borrow::Cow;
 
+/// A body of which model and salt are known, and the conversation if it can be.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Envelope<'a> {
+    pub model: Option<Cow<'a, str>>,
+    pub cache_salt: Option<Cow<'a, str>>,
+    pub conversation: Result<Conversation<'a>, Unknown>,
+}
+
 /// A conversation, its tools, and how it is to be rendered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Conversation<'a> {
@@ -20,6 +28,16 @@ pub(super) struct Conversation<'a> {
     pub continue_final_message: bool,
     /// The request's own template.
     pub chat_template: Option<Cow<'a, str>>,
+    /// `tool_choice` is `none`: an engine can be told to leave the tools out then.
+    pub tools_unused: bool,
+    /// The tokenizer puts its special tokens around the rendered text, as around a completions prompt.
+    pub add_special_tokens: bool,
+    /// Where the model's template refuses system messages behind the first place,
+    /// [they are merged](Conversation::merge_systems).
+    pub merges_systems: bool,
+    /// The client wants no thinking. Takes the place of [`Conversation::reasoning_effort`]: `none`, but `low` where the
+    /// model's template refuses `none` or renders it like another effort.
+    pub thinking_disabled: bool,
 }
 
 /// One message.
@@ -32,8 +50,8 @@ pub(super) struct Message<'a> {
     pub tool_calls: Vec<ToolCall<'a>>,
     /// Of tools.
     pub tool_call_id: Option<Cow<'a, str>>,
-    /// Of assistants.
-    pub reasoning: Option<Cow<'a, str>>,
+    /// Of assistants. Never null; meant to be a text, and handed to templates whatever it is.
+    pub reasoning: Option<Json<'a>>,
     /// Of developers.
     pub tools: Option<Json<'a>>,
 }
@@ -55,6 +73,8 @@ pub(super) enum Part<'a> {
     Text { text: Cow<'a, str>, extra: Fields<'a> },
     /// Text of another type than `text`, or without one (a bare string): some renderers do otherwise with it.
     Other { text: Cow<'a, str>, extra: Fields<'a> },
+    /// An assistant's thought. Templates get it as text. `closed`: it was not cut off.
+    Thought { text: Cow<'a, str>, closed: bool, extra: Fields<'a> },
     /// An image, a sound, a video: the engine puts tokens in its place that are not known here.
     Media,
 }
@@ -69,6 +89,8 @@ pub(super) struct ToolCall<'a> {
     /// Unknown fields of the call, and of its function.
     pub extra: Fields<'a>,
     pub function_extra: Fields<'a>,
+    /// Templates that print the function see its name before its arguments.
+    pub name_first: bool,
 }
 
 /// A tool, as vLLM's request model keeps it: what else a client sends is dropped.
@@ -84,7 +106,29 @@ pub(super) struct Tool<'a> {
     pub outer_defer_loading: Option<bool>,
 }
 
+impl<'a> Message<'a> {
+    /// A message that has no more than that.
+    pub fn new(role: &'static str, content: Content<'a>) -> Self {
+        Message { role: Cow::Borrowed(role), content, ..Message::default() }
+    }
+}
+
 impl Conversation<'_> {
+    /// Makes one system message of all, in the first place, with nothing between their texts.
+    pub fn merge_systems(&mut self) {
+        let mut texts = Vec::new();
+        self.messages.retain_mut(|message| {
+            let system = message.role == "system";
+            if system && let Content::Text(text) = std::mem::take(&mut message.content) {
+                texts.push(text);
+            }
+            !system
+        });
+        if !texts.is_empty() {
+            self.messages.insert(0, Message::new("system", Content::Text(Cow::Owned(texts.concat()))));
+        }
+    }
+
     /// Whether nothing but its messages' roles and contents, and whether an answer is to follow, says how it is rendered.
     pub fn is_plain(&self) -> bool {
         self.tools.is_none()
@@ -121,35 +165,17 @@ impl<'a> Content<'a> {
             other => other,
         }
     }
-
-    /// As one text, parts joined as vLLM joins them; an absent one is empty.
-    ///
-    /// # Errors
-    /// When it holds media.
-    pub fn joined(&self, separator: &str) -> Result<Cow<'a, str>, Unknown> {
-        match self {
-            Content::Absent => Ok(Cow::Borrowed("")),
-            Content::Text(text) => Ok(text.clone()),
-            Content::Parts(parts) => {
-                let mut texts = Vec::with_capacity(parts.len());
-                for part in parts {
-                    match part {
-                        Part::Text { text, .. } | Part::Other { text, .. } => texts.push(text.as_ref()),
-                        Part::Media => return Err(Unknown::Feature("media")),
-                    }
-                }
-                Ok(Cow::Owned(texts.join(separator)))
-            }
-        }
-    }
 }
 
 impl ToolCall<'_> {
     /// The arguments as templates get them: an object, empty if they are none.
-    pub fn parsed(&self) -> Json<'_> {
-        match Json::parse(&self.arguments) {
-            Some(object @ Json::Map(_)) => object,
-            _ => Json::Map(Fields::new()),
+    ///
+    /// # Errors
+    /// When Python may read them as JSON and this does not.
+    pub fn parsed(&self) -> Result<Json<'_>, Unknown> {
+        match Json::loads(&self.arguments)? {
+            Some(object @ Json::Map(_)) => Ok(object),
+            _ => Ok(Json::Map(Fields::new())),
         }
     }
 }

@@ -80,7 +80,8 @@ fn prompts(template: &str, skeletons: bool) -> Prompts {
     Prompts {
         profiles,
         templates: if skeletons { templates } else { templates.without_skeletons() },
-        opaque: Vec::new(),
+        mistral: Vec::new(),
+        spellers: Vec::new(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! JSON as rendering needs it: keys keep their order, integers are told from floats, texts are borrowed.
 
+use super::Unknown;
 use super::lift::Lifted;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -28,11 +29,59 @@ impl<'a> Json<'a> {
         serde_json::from_str(text).ok()
     }
 
+    /// Reads JSON text as Python's `json.loads`, which also takes `NaN` and `Infinity`. `None`: it is none.
+    ///
+    /// # Errors
+    /// When Python may read it as JSON and this does not.
+    pub fn loads(text: &'a str) -> Result<Option<Self>, Unknown> {
+        if let Some(json) = Self::parse(text) {
+            return Ok(Some(json));
+        }
+        if ["NaN", "Infinity"].iter().any(|word| text.contains(word))
+            && let Some(json) = Json::parse(&without_words(text))
+        {
+            return Ok(Some(json.with_nan()));
+        }
+        // Halves of surrogate pairs, integers beyond 128 bits, and nesting beyond our parser's are no error there.
+        let halves = text.contains("\\ud") || text.contains("\\uD");
+        let digits = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 38);
+        let deep = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() > 100;
+        if halves || digits || deep { Err(Unknown::Feature("python_json")) } else { Ok(None) }
+    }
+
+    /// Puts not-a-number where its place was kept.
+    fn with_nan(self) -> Json<'static> {
+        match self {
+            Json::Null => Json::Null,
+            Json::Bool(value) => Json::Bool(value),
+            Json::Int(value) => Json::Int(value),
+            Json::Float(value) => Json::Float(value),
+            Json::Text(text) if text == NOT_A_NUMBER => Json::Float(f64::NAN),
+            Json::Text(text) => Json::Text(Cow::Owned(text.into_owned())),
+            Json::List(items) => Json::List(items.into_iter().map(Json::with_nan).collect()),
+            Json::Map(fields) => Json::Map(
+                fields.into_iter().map(|(key, value)| (Cow::Owned(key.into_owned()), value.with_nan())).collect(),
+            ),
+        }
+    }
+
     /// The value of an object's field.
     pub fn get(&self, key: &str) -> Option<&Json<'a>> {
         match self {
             Json::Map(fields) => field(fields, key),
             _ => None,
+        }
+    }
+
+    /// Reads a body that is an object, and puts the texts back that were [lifted](Lifted) out of it.
+    ///
+    /// # Errors
+    /// [`Unknown::Malformed`] if it is none.
+    pub fn object(body: &'a [u8], lifted: Option<&'a Lifted>) -> Result<Fields<'a>, Unknown> {
+        let text = simdutf8::basic::from_utf8(lifted.map_or(body, |lifted| &lifted.body)).ok();
+        match text.and_then(Json::parse).and_then(|json| json.resolved(lifted)) {
+            Some(Json::Map(fields)) => Ok(fields),
+            _ => Err(Unknown::Malformed),
         }
     }
 
@@ -72,6 +121,42 @@ pub(super) fn field<'f, 'a>(fields: &'f Fields<'a>, key: &str) -> Option<&'f Jso
 pub(super) fn take<'a>(fields: &mut Fields<'a>, key: &str) -> Option<Json<'a>> {
     let at = fields.iter().position(|(name, _)| name == key)?;
     Some(fields.remove(at).1)
+}
+
+/// Takes a field out that is text, absent or null.
+pub(super) fn take_text<'a>(fields: &mut Fields<'a>, key: &str) -> Result<Option<Cow<'a, str>>, Unknown> {
+    match take(fields, key) {
+        Some(Json::Text(text)) => Ok(Some(text)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
+}
+
+/// Takes a field out that is a list, absent or null.
+pub(super) fn take_list<'a>(fields: &mut Fields<'a>, key: &str) -> Result<Option<Vec<Json<'a>>>, Unknown> {
+    match take(fields, key) {
+        Some(Json::List(items)) => Ok(Some(items)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
+}
+
+/// Takes a field out that is an object, absent or null.
+pub(super) fn take_object<'a>(fields: &mut Fields<'a>, key: &str) -> Result<Option<Fields<'a>>, Unknown> {
+    match take(fields, key) {
+        Some(Json::Map(inner)) => Ok(Some(inner)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
+}
+
+/// Takes a field out that is a boolean, absent or null. What pydantic would make one of (`"yes"`, `1`) is refused.
+pub(super) fn take_bool(fields: &mut Fields<'_>, key: &str) -> Result<Option<bool>, Unknown> {
+    match take(fields, key) {
+        Some(Json::Bool(value)) => Ok(Some(value)),
+        None | Some(Json::Null) => Ok(None),
+        Some(_) => Err(Unknown::Malformed),
+    }
 }
 
 /// Under this key serde_json hands over a number as it was written, where it is not a plain integer (its feature
@@ -142,6 +227,39 @@ impl<'de> Visitor<'de> for Visit {
     }
 }
 
+/// Keeps the place of a `NaN`. A text that is the same would be taken for it: none is.
+const NOT_A_NUMBER: &str = "\u{F8E5}NaN";
+
+/// JSON text with what JSON does not know spelt otherwise, outside of its strings.
+fn without_words(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        if next == '"' {
+            let mut escaped = false;
+            let end = rest.char_indices().skip(1).find(|(_, c)| {
+                let ends = *c == '"' && !escaped;
+                escaped = *c == '\\' && !escaped;
+                ends
+            });
+            let (string, behind) =
+                rest.split_at_checked(end.map_or(rest.len(), |(at, _)| at + 1)).unwrap_or((rest, ""));
+            out.push_str(string);
+            rest = behind;
+        } else if let Some(behind) = rest.strip_prefix("NaN") {
+            out.extend(['"'].into_iter().chain(NOT_A_NUMBER.chars()).chain(['"']));
+            rest = behind;
+        } else if let Some(behind) = rest.strip_prefix("Infinity") {
+            out.push_str("1e999");
+            rest = behind;
+        } else {
+            out.push(next);
+            rest = rest.get(next.len_utf8()..).unwrap_or("");
+        }
+    }
+    out
+}
+
 /// What Python's `json` makes of a number: an integer unless it has a point or an exponent.
 fn number(written: &str) -> Option<Json<'static>> {
     let plain = written.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit());
@@ -194,6 +312,20 @@ mod tests {
         let beyond = "9".repeat(50);
         assert_eq!(Json::parse(&beyond), None);
         assert_eq!(Json::parse(r#"{"$serde_json::private::Number":"x"}"#), None);
+    }
+
+    #[test]
+    fn what_python_takes_for_json_is_read_or_left_undecided() {
+        let read = Json::loads(r#"{"a":[NaN,-Infinity,"NaN\"",1]}"#).unwrap().unwrap();
+        let Some(Json::List(items)) = read.get("a") else { panic!() };
+        assert!(matches!(items[0], Json::Float(nan) if nan.is_nan()));
+        assert_eq!(items[1..], [Json::Float(f64::NEG_INFINITY), Json::Text("NaN\"".into()), Json::Int(1)]);
+        for none in ["", "{", "NaNN", "{'a':1}", "nan", "\"a\tb\""] {
+            assert_eq!(Json::loads(none), Ok(None), "{none}");
+        }
+        for undecided in [r#"{"a":"\ud800"}"#.to_owned(), "9".repeat(60), "[".repeat(200)] {
+            assert_eq!(Json::loads(&undecided), Err(Unknown::Feature("python_json")), "{undecided}");
+        }
     }
 
     #[test]

@@ -17,9 +17,15 @@ mod jinja;
 mod json;
 mod json_text;
 mod lift;
+mod messages;
+mod mistral;
 mod needles;
+#[cfg(test)]
+mod recorded;
+mod responses;
 mod scan;
 mod skeleton;
+pub mod spelling;
 mod templates;
 #[cfg(test)]
 mod tests;
@@ -28,10 +34,12 @@ mod turns;
 use crate::fingerprint::{Fingerprint, root};
 use crate::fleet::{Profile, Profiles, Renderer};
 use body::{Asked as Prompt, Body};
+use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
 use jinja::time::LocalTime;
 use lift::Lifted;
-use needles::Needles;
+use mistral::Mistral;
+use spelling::Speller;
 use std::borrow::Cow;
 use std::fmt;
 use templates::Templates;
@@ -45,6 +53,10 @@ pub enum Api {
     Chat,
     /// `/v1/embeddings`: a text, or messages.
     Embeddings,
+    /// `/v1/responses`: items that become messages.
+    Responses,
+    /// `/v1/messages`: Anthropic's messages, likewise.
+    Messages,
 }
 
 impl Api {
@@ -52,9 +64,14 @@ impl Api {
     #[must_use]
     pub fn of_path(path: &str) -> Option<Self> {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
-        [("/chat/completions", Api::Chat), ("/completions", Api::Completions), ("/embeddings", Api::Embeddings)]
-            .into_iter()
-            .find_map(|(end, api)| path.ends_with(end).then_some(api))
+        let known = [
+            ("/chat/completions", Api::Chat),
+            ("/completions", Api::Completions),
+            ("/embeddings", Api::Embeddings),
+            ("/responses", Api::Responses),
+            ("/messages", Api::Messages),
+        ];
+        known.into_iter().find_map(|(end, api)| path.ends_with(end).then_some(api))
     }
 }
 
@@ -124,8 +141,10 @@ impl Rendered {
 pub struct Prompts {
     profiles: Profiles,
     templates: Templates,
-    /// Each model's texts of tokens that change what is around them.
-    opaque: Vec<Needles>,
+    /// Of models with Mistral's own formats.
+    mistral: Vec<Option<Mistral>>,
+    /// What each model's tokenizer does to texts.
+    spellers: Vec<Speller>,
 }
 
 impl Prompts {
@@ -133,10 +152,16 @@ impl Prompts {
     /// their chat prompts are [`Unknown`].
     #[must_use]
     pub fn new(profiles: Profiles) -> (Self, Vec<(String, String)>) {
-        let (templates, failed) = Templates::new(&profiles);
-        let opaque = |profile: &Profile| Needles::new(profile.spelling.added.iter().map(|token| token.text.as_str()));
-        let opaque = profiles.models.iter().map(opaque).collect();
-        (Self { profiles, templates, opaque }, failed)
+        let (templates, mut failed) = Templates::new(&profiles);
+        let mistral = profiles.models.iter().map(|profile| match &profile.renderer {
+            Renderer::Mistral(format) => Mistral::new(format, &profile.default_kwargs)
+                .map_err(|why| failed.push((profile.name.clone(), why)))
+                .ok(),
+            _ => None,
+        });
+        let mistral = mistral.collect();
+        let spellers = profiles.models.iter().map(|profile| Speller::new(&profile.spelling)).collect();
+        (Self { profiles, templates, mistral, spellers }, failed)
     }
 
     /// How many models there are.
@@ -161,6 +186,11 @@ impl Prompts {
     #[must_use]
     pub fn read(&self, api: Api, body: &[u8], now: i64) -> Asked {
         let lifted = Lifted::of(body);
+        match api {
+            Api::Responses => return self.converse(api, body, responses::read(body, lifted.as_ref()), now),
+            Api::Messages => return self.converse(api, body, messages::read(body, lifted.as_ref()), now),
+            Api::Completions | Api::Chat | Api::Embeddings => {}
+        }
         let parsed = Body::read(body, lifted.as_ref());
         match parsed {
             Err(why) => self.unread(body, why),
@@ -224,15 +254,73 @@ impl Prompts {
         } else {
             match body.prompt(lifted)? {
                 Prompt::Ids(ids) => return by_ids(profile, namespace, salt.as_deref(), &ids),
-                Prompt::Text(text) => Rendered::whole(text.into_owned()),
+                Prompt::Text(text) => self.spelled(model, Rendered::whole(text.into_owned()))?,
             }
         };
+        self.canonical(profile, root(namespace, salt.as_deref()), rendered, chat, add_special)
+    }
+
+    /// A body that has become a conversation.
+    fn converse(&self, api: Api, body: &[u8], envelope: Result<Envelope<'_>, Unknown>, now: i64) -> Asked {
+        let Envelope { model, cache_salt, conversation } = match envelope {
+            Err(why) => return self.unread(body, why),
+            Ok(envelope) => envelope,
+        };
+        let found = self.find(model.as_deref());
+        let prompt = found.ok_or(Unknown::Model).and_then(|(model, namespace)| {
+            let profile = self.profile(model).ok_or(Unknown::Model)?;
+            let mut chat = conversation?;
+            self.adapt(api, profile, model, &mut chat, now)?;
+            let rendered = self.render(profile, model, &chat, now)?;
+            let root = root(namespace, cache_salt.as_deref());
+            self.canonical(profile, root, rendered, true, chat.add_special_tokens)
+        });
+        Asked { model: found.map(|(number, _)| number), prompt }
+    }
+
+    /// Does to a conversation what depends on the model.
+    fn adapt(
+        &self,
+        api: Api,
+        profile: &Profile,
+        model: u16,
+        chat: &mut Conversation<'_>,
+        now: i64,
+    ) -> Result<(), Unknown> {
+        let jinja = matches!(profile.renderer, Renderer::Jinja(_));
+        if api == Api::Responses && matches!(profile.renderer, Renderer::Harmony) {
+            // Harmony has items become messages in another way.
+            return Err(Unknown::Feature("responses"));
+        }
+        if chat.tools_unused && profile.exclude_unused_tools {
+            chat.tools = None;
+        }
+        // Harmony's own template cannot be tried without a clock, and Mistral's tokenizer has none.
+        if chat.merges_systems && (!jinja || self.templates.refuses_later_systems(model, profile)?) {
+            chat.merge_systems();
+        }
+        if chat.thinking_disabled {
+            let render = |chat: &Conversation<'_>| self.render(profile, model, chat, now).map(|rendered| rendered.text);
+            chat.reasoning_effort = Some(Cow::Borrowed(messages::disabled_effort(render)?));
+        }
+        Ok(())
+    }
+
+    fn canonical(
+        &self,
+        profile: &Profile,
+        root: Fingerprint,
+        rendered: Rendered,
+        chat: bool,
+        add_special: bool,
+    ) -> Result<Canonical, Unknown> {
         if !profile.opaque.is_empty() {
             return Err(Unknown::Feature("tokenizer"));
         }
         let Rendered { mut text, last, cut } = rendered;
-        if self.opaque.get(usize::from(model)).is_some_and(|opaque| opaque.any_in(&text)) {
-            return Err(Unknown::Feature("token_whitespace"));
+        if chat && matches!(profile.renderer, Renderer::Mistral(_)) {
+            // Its tokens are known one by one: nothing looks for special tokens in it, or puts some around it.
+            return Ok(Canonical { root, bytes: text.into_bytes(), last, cut });
         }
         if add_special && !profile.completion_prefix.is_empty() {
             text.insert_str(0, &profile.completion_prefix);
@@ -240,25 +328,40 @@ impl Prompts {
         if add_special && cut.is_none() {
             text.push_str(&profile.completion_suffix);
         }
-        Ok(Canonical { root: root(namespace, salt.as_deref()), bytes: text.into_bytes(), last, cut })
+        Ok(Canonical { root, bytes: text.into_bytes(), last, cut })
     }
 
     fn render(
         &self,
         profile: &Profile,
         model: u16,
-        conversation: &conversation::Conversation<'_>,
+        conversation: &Conversation<'_>,
         now: i64,
     ) -> Result<Rendered, Unknown> {
         let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
         match profile.renderer {
-            Renderer::None | Renderer::Jinja(_) => self.templates.render(model, profile, conversation, now),
+            Renderer::None | Renderer::Jinja(_) => {
+                self.spelled(model, self.templates.render(model, profile, conversation, now)?)
+            }
             Renderer::Harmony => {
                 let date = now.date().ok_or(Unknown::Feature("date"))?;
                 harmony::render(conversation, &date).map(Rendered::whole)
             }
-            Renderer::Mistral(_) => Err(Unknown::Template),
+            Renderer::Mistral(_) => {
+                let mistral = self.mistral.get(usize::from(model)).and_then(Option::as_ref);
+                mistral.ok_or(Unknown::Template)?.render(conversation)
+            }
         }
+    }
+}
+
+impl Prompts {
+    /// Does to a text what the model's tokenizer does. The other renderers' texts are made of tokens.
+    fn spelled(&self, model: u16, rendered: Rendered) -> Result<Rendered, Unknown> {
+        let Some(speller) = self.spellers.get(usize::from(model)) else { return Ok(rendered) };
+        let Rendered { text, last, cut } = rendered;
+        let text = if cut.is_none() { speller.spell(text)? } else { speller.spell_start(text)? };
+        Ok(Rendered { text, last, cut })
     }
 }
 

@@ -67,6 +67,12 @@ pub(super) fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) ->
     (chunks.len() * CHUNK..).zip(rest).any(|(at, b)| *b == byte && found(at))
 }
 
+/// The highest byte of a text, 0 if it is empty.
+#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
+pub(super) fn highest(text: &[u8]) -> u8 {
+    text.iter().fold(0, |highest, byte| highest.max(*byte))
+}
+
 #[inline(always)]
 fn words(block: &[u8; BLOCK]) -> [u64; 2] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *block;

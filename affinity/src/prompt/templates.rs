@@ -4,17 +4,17 @@ use super::conversation::Conversation;
 use super::copying::copying;
 use super::jinja::text::{python_space, strip};
 use super::jinja::time::LocalTime;
-use super::jinja::values::{DOUBT, list, value};
+use super::jinja::values::{DOUBT, list, record, value};
 use super::jinja::{CLOCK, environment, prepared, screen, syntax, takes_parts, tree};
 use super::json::{Json, field};
 use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
-use super::turns::{Seen, SeenPart, Turn, documents, tool, turns};
+use super::turns::{Seen, SeenPart, Turn, documents, messages, tool, turns};
 use super::{Rendered, Unknown};
 use crate::fleet::{Profile, Profiles, Renderer, Template};
-use minijinja::{Environment, Value};
+use minijinja::{Environment, ErrorKind, Value};
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 
 /// Compiled templates and their skeletons.
 pub(super) struct Templates {
@@ -41,6 +41,8 @@ struct Choice {
     /// The engine's default template arguments.
     defaults: Vec<(String, Value)>,
     special_tokens: Vec<(Value, Value)>,
+    /// Once it has been asked; `None`: it is not sure.
+    refuses_later_systems: OnceCell<Option<bool>>,
 }
 
 /// Arguments that do more in the engine than reach the template, or that it refuses.
@@ -57,6 +59,9 @@ const RESERVED: [&str; 11] = [
     "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 ];
+
+/// Arguments that the engine takes for itself, in place of what a request or its configuration says.
+const TAKEN: [&str; 4] = ["add_generation_prompt", "continue_final_message", "documents", "return_dict"];
 
 impl Templates {
     /// Compiles what can be compiled. Reports the models whose template could not be, by name, with the reason.
@@ -83,7 +88,11 @@ impl Templates {
             let Some(Json::Map(fields)) = Json::parse(&profile.default_kwargs) else {
                 return Err("the default template arguments are no JSON object".to_owned());
             };
-            choice.defaults = fields.iter().map(|(name, given)| (name.to_string(), value(given))).collect();
+            if let Some((name, _)) = fields.iter().find(|(name, _)| RESERVED.contains(&name.as_ref())) {
+                return Err(format!("{name} cannot be among the default template arguments"));
+            }
+            let fields = fields.iter().filter(|(name, _)| !TAKEN.contains(&name.as_ref()));
+            choice.defaults = fields.map(|(name, given)| (name.to_string(), value(given))).collect();
         }
         // A token that looks like a mark would be taken for one.
         let marked = special.clone().any(|(_, text)| text.contains(MARK));
@@ -115,6 +124,24 @@ impl Templates {
             skeletons: RefCell::new(Skeletons::new(copies)),
         });
         Ok(number)
+    }
+
+    /// Whether a model's templates refuse system messages that are not the first, as vLLM finds out: bare, without what
+    /// transformers adds to Jinja.
+    ///
+    /// # Errors
+    /// If that is not sure.
+    pub fn refuses_later_systems(&self, model: u16, profile: &Profile) -> Result<bool, Unknown> {
+        let choice = self.models.get(usize::from(model)).ok_or(Unknown::Template)?;
+        let refuses = choice.refuses_later_systems.get_or_init(|| {
+            let tried =
+                [profile.template(false), profile.template(true)].map(|given| given.and_then(refuses_later_systems));
+            match tried {
+                [Some(plain), Some(with_tools)] => Some(plain || with_tools),
+                _ => None,
+            }
+        });
+        refuses.ok_or(Unknown::Feature("system_messages"))
     }
 
     /// The prompt that a model's template makes of a conversation.
@@ -203,7 +230,7 @@ impl Known {
             Seen::Text(text) => text.len(),
             Seen::Parts(_) => 0,
         });
-        let in_full = || print(list(turns.iter().map(Turn::value).collect()));
+        let in_full = || print(messages(&turns)?);
         // A VM has one thread and rendering does not come back here, so the cell is free; were it not, the template
         // would still say it right.
         let text = match self.skeletons.try_borrow_mut() {
@@ -211,7 +238,7 @@ impl Known {
                 let generation = conversation.add_generation_prompt.unwrap_or(true);
                 skeletons.spell(&turns, generation, now, in_full, |contents| {
                     let turn = |(turn, content): (&Turn<'_, '_>, &&str)| turn.with_content(Value::from(*content));
-                    print(list(turns.iter().zip(contents).map(turn).collect()))
+                    print(list(turns.iter().zip(contents).map(turn).collect::<Result<_, Unknown>>()?))
                 })?
             }
             _ => in_full()?,
@@ -234,7 +261,7 @@ impl Known {
         let passed = |value: &Json<'_>| !value.is_null() && value.as_str() != Some("auto");
         let mut all = choice.special_tokens.clone();
         all.extend(choice.defaults.iter().map(|(name, given)| (Value::from(name.as_str()), given.clone())));
-        let given = given.iter().filter(|(_, given)| passed(given));
+        let given = given.iter().filter(|(name, given)| passed(given) && !TAKEN.contains(&name.as_ref()));
         all.extend(given.map(|(name, given)| (Value::from(name.as_ref()), value(given))));
         if let Some(effort) = conversation.reasoning_effort.as_deref().filter(|effort| *effort != "auto") {
             all.push(("reasoning_effort".into(), Value::from(effort)));
@@ -278,7 +305,7 @@ impl Known {
         };
         let before = content.clone();
         *content = Cow::Owned([content.as_ref(), TAG].concat());
-        let mut text = print(list(turns.iter().map(Turn::value).collect()))?;
+        let mut text = print(messages(&turns)?)?;
         let bare = TAG.trim_end();
         let at = text.rfind(bare).ok_or(refused)?;
         if !text.contains(strip(&before, None, true, true)) {
@@ -309,17 +336,38 @@ impl Known {
             for message in &mut variant.messages {
                 message.content = std::mem::take(&mut message.content).without_media(mark, self.takes_parts);
             }
-            print(list(turns(&variant, self.takes_parts, self.knows_developers)?.iter().map(Turn::value).collect()))
+            print(messages(&turns(&variant, self.takes_parts, self.knows_developers)?)?)
         };
         let one = with(MARK[0])?;
         let other = if self.takes_parts {
-            print(list(turns(conversation, true, self.knows_developers)?.iter().map(Turn::value).collect()))?
+            print(messages(&turns(conversation, true, self.knows_developers)?)?)?
         } else {
             with(MARK[1])?
         };
         let common = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         let end = (0..=common).rev().find(|end| one.is_char_boundary(*end)).unwrap_or(0);
         Ok(Rendered { text: one.get(..end).unwrap_or("").to_owned(), last: 0, cut: Some(why) })
+    }
+}
+
+/// `None`: it is not sure.
+fn refuses_later_systems(template: &Template) -> Option<bool> {
+    let mut env = environment();
+    for added in ["raise_exception", "strftime_now"] {
+        env.remove_global(added);
+    }
+    let message = |role: &'static str| record([("role", Some(role.into())), ("content", Some("t".into()))]);
+    let messages = list(["system", "user", "system", "user"].map(message).to_vec());
+    let variables = [("messages", messages), ("add_generation_prompt", Value::from(false))];
+    match env.render_str(&template.source, Value::from_pairs(variables)) {
+        Ok(text) => (!may_doubt(&text)).then_some(false),
+        // What is not known there either, and what Jinja2 does with nothing that is undefined; a `generation` block, too.
+        // Another error might be ours alone.
+        Err(e) => {
+            let undefined = e.detail().is_some_and(|detail| detail.contains("undefined"));
+            let kinds = [ErrorKind::UnknownFunction, ErrorKind::UndefinedError, ErrorKind::SyntaxError];
+            (undefined || kinds.contains(&e.kind())).then_some(true)
+        }
     }
 }
 

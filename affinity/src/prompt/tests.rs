@@ -1,7 +1,7 @@
 //! Bodies to prompts, through small templates.
 
 use super::*;
-use crate::fleet::{AddedToken, Renderer, Spelling, Template};
+use crate::fleet::{AddedToken, PrefixSpace, Renderer, Spelling, Template};
 
 const NOW: i64 = 1_700_000_000;
 const ONE: &str = r#"{"messages":[{"role":"user","content":"x"}]}"#;
@@ -157,20 +157,77 @@ fn a_template_that_would_loop_for_ever_is_cut_off() {
 }
 
 #[test]
-fn tokens_that_swallow_whitespace_make_the_prompt_unknown() {
+fn texts_are_spelled_before_the_prefix_is_put_there() {
     let added = vec![AddedToken { text: "<|user|>".into(), rstrip: true, ..AddedToken::default() }];
-    let profile = Profile { spelling: Spelling { added, steps: vec![] }, ..Profile::default() };
+    let spelling = Spelling { added, prefix_space: PrefixSpace::First, ..Spelling::default() };
+    let profile = Profile { spelling, completion_prefix: "<s>".into(), ..Profile::default() };
     let (prompts, _) = Prompts::new(Profiles { models: vec![profile] });
     let read = |body: &str| {
         prompts.read(Api::Completions, body.as_bytes(), NOW).prompt.map(|c| String::from_utf8(c.bytes).unwrap())
     };
-    assert_eq!(read(r#"{"prompt":"<|user|> x"}"#), Err(Unknown::Feature("token_whitespace")));
-    assert_eq!(read(r#"{"prompt":"user x"}"#).unwrap(), "user x");
+    assert_eq!(read(r#"{"prompt":"<|user|> x"}"#).unwrap(), "<s><|user|>x");
+    assert_eq!(read(r#"{"prompt":"user x"}"#).unwrap(), "<s> user x");
 }
 
 #[test]
 fn apis_are_told_by_the_end_of_the_path() {
     assert_eq!(Api::of_path("/v1/chat/completions"), Some(Api::Chat));
     assert_eq!(Api::of_path("/team/v1/completions?x=1"), Some(Api::Completions));
+    assert_eq!(Api::of_path("/v1/responses"), Some(Api::Responses));
+    assert_eq!(Api::of_path("/v1/messages?beta=true"), Some(Api::Messages));
+    assert_eq!(Api::of_path("/v1/messages/count_tokens"), None);
     assert_eq!(Api::of_path("/v1/models"), None);
+}
+
+/// The prompt of a body for a model of one template.
+fn with(template: &str, api: Api, body: &str) -> Result<String, Unknown> {
+    let profile = Profile {
+        name: "m".into(),
+        renderer: jinja(template),
+        completion_prefix: "<s>".into(),
+        exclude_unused_tools: true,
+        ..Profile::default()
+    };
+    let (prompts, failed) = Prompts::new(Profiles { models: vec![profile] });
+    assert_eq!(failed, []);
+    prompts.read(api, body.as_bytes(), NOW).prompt.map(|c| String::from_utf8(c.bytes).unwrap())
+}
+
+#[test]
+fn later_system_messages_are_merged_where_the_template_refuses_them() {
+    let body = r#"{"system":"a","messages":[{"role":"user","content":"b"},{"role":"system","content":"c"}]}"#;
+    let print = "{% for m in messages %}{{ m.role[0] + m.content }} {% endfor %}";
+    let of = |before: &str| with(&[before, print].concat(), Api::Messages, body);
+    assert_eq!(of("").unwrap(), "sa ub sc ");
+    let refuses =
+        "{% for m in messages[1:] %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{% endfor %}";
+    assert_eq!(of(refuses).unwrap(), "sac ub ");
+    // The engine tries it without what transformers adds to Jinja, and without variables.
+    for absent in ["{{ strftime_now('') }}", "{{ bos_token + '' }}", "{% generation %}{% endgeneration %}"] {
+        let guarded = format!("{{% if strange %}}{absent}{{% endif %}}");
+        assert_eq!(of(&guarded).unwrap() == "sac ub ", absent.contains("generation"), "{absent}");
+    }
+}
+
+#[test]
+fn thinking_is_disabled_as_far_as_the_template_can() {
+    let of = |template: &str| {
+        with(template, Api::Messages, r#"{"messages":[{"role":"user","content":"x"}],"thinking":{"type":"disabled"}}"#)
+    };
+    assert_eq!(of("{{ reasoning_effort }} {{ enable_thinking }}").unwrap(), "none False");
+    assert_eq!(of("{{ 'low' if reasoning_effort == 'low' else 'high' }}").unwrap(), "low");
+    let refuses = "{% if reasoning_effort == 'none' %}{{ raise_exception('no') }}{% endif %}{{ reasoning_effort }}";
+    assert_eq!(of(refuses).unwrap(), "low");
+}
+
+#[test]
+fn only_responses_get_the_tokens_around_a_prompt() {
+    let print =
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools | length if tools is not none else 'none' }}";
+    let of = |api, body: &str| with(print, api, body).unwrap();
+    assert_eq!(of(Api::Responses, r#"{"input":"a","instructions":"b"}"#), "<s>banone");
+    assert_eq!(of(Api::Messages, r#"{"messages":[{"role":"user","content":"a"}]}"#), "anone");
+    let tool = r#""tools":[{"type":"function","name":"f"}]"#;
+    assert_eq!(of(Api::Responses, &format!(r#"{{"input":"a",{tool}}}"#)), "<s>a1");
+    assert_eq!(of(Api::Responses, &format!(r#"{{"input":"a",{tool},"tool_choice":"none"}}"#)), "<s>anone");
 }

@@ -31,7 +31,7 @@ pub(super) enum SeenPart<'c, 'a> {
 }
 
 /// Claude Code begins a system prompt with a line that is another one each time; vLLM drops it (since 0.32).
-const BILLING: &str = "x-anthropic-billing-header";
+pub(super) const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
 /// The turns of a conversation. `takes_parts`: of the template; `knows_developers`: its source has the word in quotes.
 ///
@@ -58,7 +58,7 @@ pub(super) fn turns<'c, 'a>(
 fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 'a>, Unknown> {
     let role = message.role.as_ref();
     let seen = |text: &'c str| {
-        (role != "system" || !text.starts_with(BILLING))
+        (role != "system" || !text.starts_with(BILLING_HEADER))
             .then_some(text)
             .or_else(|| text.split_once('\n').map(|(_, rest)| rest).filter(|rest| !rest.is_empty()))
     };
@@ -70,7 +70,11 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
         Content::Parts(all) => {
             for part in all {
                 match part {
-                    Part::Text { text, extra } | Part::Other { text, extra } => {
+                    // Whether the line goes depends on more than is known of it.
+                    Part::Other { text, .. } if role == "system" && text.starts_with(BILLING_HEADER) => {
+                        return Err(Unknown::Feature("billing_header"));
+                    }
+                    Part::Text { text, extra } | Part::Other { text, extra } | Part::Thought { text, extra, .. } => {
                         parts.extend(seen(text).map(|text| SeenPart::Text(Cow::Borrowed(text), extra)));
                     }
                     Part::Media => parts.push(SeenPart::Media),
@@ -80,12 +84,17 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
     }
     let media = parts.iter().any(|part| matches!(part, SeenPart::Media));
     // Tools' answers are made one text where they are nothing but text.
-    let content =
-        if takes_parts && (role != "tool" || media) { Seen::Parts(parts) } else { Seen::Text(joined(parts)?) };
+    let content = if takes_parts && (role != "tool" || media) {
+        Seen::Parts(parts)
+    } else {
+        Seen::Text(joined(parts, takes_parts)?)
+    };
     Ok(Turn { role, content, message: Some(message) })
 }
 
-fn joined<'c>(parts: Vec<SeenPart<'c, '_>>) -> Result<Cow<'c, str>, Unknown> {
+/// `keep_empty`: where templates take text, vLLM leaves empty parts out.
+fn joined<'c>(mut parts: Vec<SeenPart<'c, '_>>, keep_empty: bool) -> Result<Cow<'c, str>, Unknown> {
+    parts.retain(|part| keep_empty || !matches!(part, SeenPart::Text(text, _) if text.is_empty()));
     let texts = parts.into_iter().map(|part| match part {
         SeenPart::Text(text, _) => Ok(text),
         SeenPart::Media => Err(Unknown::Feature("media")),
@@ -153,31 +162,38 @@ impl SeenPart<'_, '_> {
 
 impl Turn<'_, '_> {
     /// The dict that the template gets.
-    pub fn value(&self) -> Value {
+    ///
+    /// # Errors
+    /// When a tool call's arguments cannot be told.
+    pub fn value(&self) -> Result<Value, Unknown> {
         self.with_content(self.content.value())
     }
 
     /// The same with another content.
-    pub fn with_content(&self, content: Value) -> Value {
+    ///
+    /// # Errors
+    /// As [`Turn::value`].
+    pub fn with_content(&self, content: Value) -> Result<Value, Unknown> {
         let fields = [("role", Some(Value::from(self.role))), ("content", Some(content))];
-        let Some(message) = self.message.filter(|message| message.is_more()) else { return record(fields) };
+        let Some(message) = self.message.filter(|message| message.is_more()) else { return Ok(record(fields)) };
         let [role, content] = fields;
         // By the message's own role: a developer's name stays when it becomes a system message, its tools do not.
         let of = |role: &str| message.role == role;
-        let calls = list(message.tool_calls.iter().map(call).collect());
+        let calls = message.tool_calls.iter().filter(|_| of("assistant")).map(call);
+        let calls = calls.collect::<Result<Vec<_>, Unknown>>()?;
         let text = |text: &Option<Cow<'_, str>>| text.as_deref().map(Value::from);
-        let reasoning = text(&message.reasoning).filter(|_| of("assistant"));
+        let reasoning = message.reasoning.as_ref().map(value).filter(|_| of("assistant"));
         let tools = message.tools.as_ref().map_or(Value::from(()), value);
-        record([
+        Ok(record([
             role,
             content,
-            ("tool_calls", Some(calls).filter(|_| of("assistant") && !message.tool_calls.is_empty())),
+            ("tool_calls", (!calls.is_empty()).then(|| list(calls))),
             ("reasoning", reasoning.clone()),
             ("reasoning_content", reasoning),
             ("tool_call_id", text(&message.tool_call_id).filter(|_| of("tool"))),
             ("name", text(&message.name)),
             ("tools", Some(tools).filter(|_| self.role == "developer")),
-        ])
+        ]))
     }
 }
 
@@ -194,12 +210,15 @@ impl Message<'_> {
 }
 
 /// Fields in the order of OpenAI's types, by which vLLM reads them; unknown ones behind.
-fn call(call: &ToolCall<'_>) -> Value {
+fn call(call: &ToolCall<'_>) -> Result<Value, Unknown> {
     let extra = |fields: &Fields<'_>| {
         fields.iter().map(|(key, field)| (Value::from(key.as_ref()), value(field))).collect::<Vec<_>>()
     };
     let mut function =
-        vec![("arguments".into(), value(&call.parsed())), ("name".into(), Value::from(call.name.as_ref()))];
+        vec![("arguments".into(), value(&call.parsed()?)), ("name".into(), Value::from(call.name.as_ref()))];
+    if call.name_first {
+        function.reverse();
+    }
     function.extend(extra(&call.function_extra));
     let mut fields = vec![
         ("id".into(), Value::from(call.id.as_ref())),
@@ -207,7 +226,15 @@ fn call(call: &ToolCall<'_>) -> Value {
         ("type".into(), "function".into()),
     ];
     fields.extend(extra(&call.extra));
-    map(fields)
+    Ok(map(fields))
+}
+
+/// The list that the template gets as `messages`.
+///
+/// # Errors
+/// As [`Turn::value`].
+pub(super) fn messages(turns: &[Turn<'_, '_>]) -> Result<Value, Unknown> {
+    turns.iter().map(Turn::value).collect::<Result<Vec<_>, Unknown>>().map(list)
 }
 
 /// A tool as vLLM writes it out again.

@@ -14,6 +14,7 @@ mod tools;
 
 use super::Unknown;
 use super::conversation::{Content, Conversation, Message, Part, Tool};
+use super::json::Json;
 use super::scan::any_place;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -53,6 +54,10 @@ pub(super) fn render(conversation: &Conversation<'_>, date: &str) -> Result<Stri
     let tools = conversation.tools.as_deref().unwrap_or_default();
     let messages = &conversation.messages;
     // The engine drops them, but not the texts that they may have besides.
+    let odd = |message: &Message<'_>| message.reasoning.as_ref().is_some_and(|reasoning| reasoning.as_str().is_none());
+    if messages.iter().any(odd) {
+        return Err(Unknown::Feature("reasoning"));
+    }
     if messages.iter().any(|message| !message.content.is_text()) {
         return Err(Unknown::Feature("media"));
     }
@@ -121,7 +126,11 @@ impl Prompt {
             match message.role.as_ref() {
                 "assistant" => {
                     // Of thoughts, the model is shown those since its last answer.
-                    let reasoning = message.reasoning.as_deref().filter(|_| answered.is_none_or(|last| number > last));
+                    let reasoning = message
+                        .reasoning
+                        .as_ref()
+                        .and_then(Json::as_str)
+                        .filter(|_| answered.is_none_or(|last| number > last));
                     self.assistant(message, reasoning);
                 }
                 "tool" => {
@@ -255,7 +264,7 @@ fn texts<'c>(content: &'c Content<'_>) -> impl Iterator<Item = &'c str> {
     };
     text.into_iter().chain(parts.iter().filter_map(|part| match part {
         Part::Text { text, .. } => Some(text.as_ref()),
-        Part::Other { .. } | Part::Media => None,
+        Part::Other { .. } | Part::Thought { .. } | Part::Media => None,
     }))
 }
 
@@ -263,7 +272,7 @@ fn texts<'c>(content: &'c Content<'_>) -> impl Iterator<Item = &'c str> {
 fn expected_length(conversation: &Conversation<'_>) -> usize {
     let of = |message: &Message<'_>| {
         let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len() + 80);
-        let reasoning = message.reasoning.as_deref().map_or(0, str::len);
+        let reasoning = message.reasoning.as_ref().and_then(Json::as_str).map_or(0, str::len);
         texts(&message.content).map(str::len).sum::<usize>() + calls.sum::<usize>() + reasoning + 80
     };
     512 + conversation.messages.iter().map(of).sum::<usize>()

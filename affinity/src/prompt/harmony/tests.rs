@@ -92,7 +92,7 @@ fn conversation<'a>(request: &Json<'a>) -> Conversation<'a> {
         content: content(message.get("content")),
         tool_calls: list(message.get("tool_calls")).unwrap_or_default().into_iter().map(call).collect(),
         tool_call_id: string(message.get("tool_call_id")),
-        reasoning: string(message.get("reasoning")).or(string(message.get("reasoning_content"))),
+        reasoning: string(message.get("reasoning")).or(string(message.get("reasoning_content"))).map(Json::Text),
         ..Message::default()
     };
     let tool = |tool: Json<'a>| {

@@ -40,23 +40,26 @@ pub(super) fn add(env: &mut Environment<'_>) {
     env.add_filter("first", |value: Value| Ok::<_, Error>(value.try_iter()?.next().unwrap_or_default()));
     env.add_filter("last", |value: Value| Ok::<_, Error>(items(&value)?.pop().unwrap_or_default()));
     env.add_filter("reverse", reverse);
+    for name in ["min", "max"] {
+        env.add_filter(name, move |value: Value| extreme(&value, name == "max"));
+    }
     env.add_filter("sort", sort);
     env.add_filter("unique", unique);
     env.add_filter("items", pairs);
     env.add_filter("dictsort", dictsort);
     env.add_filter("map", |state: &mut State<'_, '_>, value: Value, args: Rest<ValueOrKwargs>| {
-        filters::map(state, value, args).map(Generator::of)
+        lazily(&value.clone(), || filters::map(state, value, args))
     });
     env.add_filter(
         "select",
         |state: &mut State<'_, '_>, value: Value, test: Option<Cow<'_, str>>, args: Rest<ValueOrKwargs>| {
-            filters::select(state, value, test, args).map(Generator::of)
+            lazily(&value.clone(), || filters::select(state, value, test, args))
         },
     );
     env.add_filter(
         "reject",
         |state: &mut State<'_, '_>, value: Value, test: Option<Cow<'_, str>>, args: Rest<ValueOrKwargs>| {
-            filters::reject(state, value, test, args).map(Generator::of)
+            lazily(&value.clone(), || filters::reject(state, value, test, args))
         },
     );
     env.add_filter(
@@ -65,7 +68,9 @@ pub(super) fn add(env: &mut Environment<'_>) {
          value: Value,
          name: Cow<'_, str>,
          test: Option<Cow<'_, str>>,
-         args: Rest<ValueOrKwargs>| { filters::selectattr(state, value, name, test, args).map(Generator::of) },
+         args: Rest<ValueOrKwargs>| {
+            lazily(&value.clone(), || filters::selectattr(state, value, name, test, args))
+        },
     );
     env.add_filter(
         "rejectattr",
@@ -73,7 +78,9 @@ pub(super) fn add(env: &mut Environment<'_>) {
          value: Value,
          name: Cow<'_, str>,
          test: Option<Cow<'_, str>>,
-         args: Rest<ValueOrKwargs>| { filters::rejectattr(state, value, name, test, args).map(Generator::of) },
+         args: Rest<ValueOrKwargs>| {
+            lazily(&value.clone(), || filters::rejectattr(state, value, name, test, args))
+        },
     );
 }
 
@@ -92,6 +99,11 @@ fn items(value: &Value) -> Result<Vec<Value>, Error> {
         return Err(unknown());
     }
     Ok(value.try_iter()?.collect())
+}
+
+/// Of what is false there is nothing to go through, whatever it is.
+fn lazily(value: &Value, all: impl FnOnce() -> Result<Vec<Value>, Error>) -> Result<Value, Error> {
+    if value.is_true() { all().map(Generator::of) } else { Ok(Generator::of(Vec::new())) }
 }
 
 /// `json.dumps`, with the arguments that transformers' filter has, in its order.
@@ -326,6 +338,14 @@ fn reverse(value: Value) -> Result<Value, Error> {
     let mut all = items(&value)?;
     all.reverse();
     Ok(Generator::of(all))
+}
+
+/// Of integers alone: what Jinja2 makes of other values is unknown here.
+fn extreme(value: &Value, greatest: bool) -> Result<Value, Error> {
+    let int = |item: Value| if item.is_integer() { i64::try_from(item) } else { Err(unknown()) };
+    let all = items(value)?.into_iter().map(int).collect::<Result<Vec<i64>, Error>>()?;
+    let found = if greatest { all.into_iter().max() } else { all.into_iter().min() };
+    Ok(found.map_or(Value::UNDEFINED, Value::from))
 }
 
 /// Texts without regard to case; or integers. What Python makes of others is unknown here.

@@ -247,8 +247,7 @@ impl Pairs<'_> {
     }
 }
 
-/// `repr` of a text. Which characters Python takes for unprintable takes Unicode's tables to say: beyond the ones that
-/// surely are printable, it is in doubt.
+/// `repr` of a text.
 fn print_text(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -263,30 +262,81 @@ fn print_text(text: &str, out: &mut String) {
                 out.push(c);
             }
             ' '..='~' => out.push(c),
-            '\0'..='\u{a0}' | '\u{ad}' => {
-                out.push_str("\\x");
-                for shift in [4, 0] {
-                    out.extend(char::from_digit(u32::from(c) >> shift & 15, 16));
+            c if newer(c) => out.push(DOUBT),
+            c if printable(c) => out.push(c),
+            c => {
+                let (letter, digits) = match u32::from(c) {
+                    ..0x100 => ('x', 2),
+                    ..0x1_0000 => ('u', 4),
+                    _ => ('U', 8),
+                };
+                out.push('\\');
+                out.push(letter);
+                for digit in (0..digits).rev() {
+                    out.extend(char::from_digit(u32::from(c) >> (4 * digit) & 15, 16));
                 }
             }
-            c if surely_printable(c) => out.push(c),
-            _ => out.push(DOUBT),
         }
     }
     out.push(quote);
 }
 
-/// Blocks of which every character is assigned, and no space, mark of format, or surrogate.
-fn surely_printable(c: char) -> bool {
-    matches!(c,
-        '\u{a1}'..='\u{ac}' | '\u{ae}'..='\u{377}' | '\u{391}'..='\u{3a1}' | '\u{3a3}'..='\u{52f}' // Latin, Greek, Cyrillic
-        | '\u{5d0}'..='\u{5ea}' | '\u{620}'..='\u{64a}' | '\u{660}'..='\u{66d}' // Hebrew, Arabic
-        | '\u{904}'..='\u{939}' | '\u{93c}'..='\u{94d}' | '\u{966}'..='\u{97f}' // Devanagari
-        | '\u{e01}'..='\u{e3a}' | '\u{e3f}'..='\u{e5b}' // Thai
-        | '\u{1e00}'..='\u{1f15}' | '\u{2010}'..='\u{2027}' | '\u{2030}'..='\u{205e}' // more Latin, punctuation
-        | '\u{20a0}'..='\u{20bf}' | '\u{2190}'..='\u{23ff}' | '\u{2500}'..='\u{27bf}' // currencies, arrows, mathematics, symbols
-        | '\u{3001}'..='\u{303e}' | '\u{3041}'..='\u{3096}' | '\u{3099}'..='\u{30ff}' // Japanese
-        | '\u{4e00}'..='\u{9fef}' | '\u{ac00}'..='\u{d7a3}' // Chinese, Korean
-        | '\u{ff01}'..='\u{ffbe}' | '\u{1f300}'..='\u{1f64f}' | '\u{1f680}'..='\u{1f6c5}' | '\u{1f90d}'..='\u{1f93a}' // emoji
-    )
+/// `str.isprintable`: Rust tells the same categories apart, but for a text's first character.
+fn printable(c: char) -> bool {
+    let mut buffer = [b'a'; 5];
+    let length = buffer.get_mut(1..).map_or(0, |rest| c.encode_utf8(rest).len());
+    let text = buffer.get(..=length).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    text.is_some_and(|text| text.escape_debug().count() == 2)
+}
+
+/// Whether a character may be newer than Unicode 14, which is Python 3.11's: other Pythons print it otherwise. Compared
+/// with that Python character by character; beyond the basic plane only well-known blocks count as old.
+fn newer(c: char) -> bool {
+    match c {
+        ..'\u{10000}' => matches!(c,
+            '\u{88f}' | '\u{897}' | '\u{c5c}' | '\u{cdc}' | '\u{cf3}' | '\u{ece}' | '\u{1acf}'..='\u{1aeb}'
+            | '\u{1b4e}'..='\u{1b4f}' | '\u{1b7f}' | '\u{1c89}'..='\u{1c8a}' | '\u{20c1}' | '\u{2427}'..='\u{2429}' | '\u{2b96}'
+            | '\u{2ffc}'..='\u{2fff}' | '\u{31e4}'..='\u{31e5}' | '\u{31ef}' | '\u{a7cb}'..='\u{a7dc}' | '\u{a7f1}'
+            | '\u{fbc3}'..='\u{fbd2}' | '\u{fd90}'..='\u{fd91}' | '\u{fdc8}'..='\u{fdce}'),
+        _ => !matches!(c,
+            '\u{10000}'..='\u{105bf}' | '\u{1d000}'..='\u{1d241}' | '\u{1d400}'..='\u{1d7ff}' | '\u{1f000}'..='\u{1f6d7}'
+            | '\u{1f6dd}'..='\u{1f773}' | '\u{1f780}'..='\u{1f7d8}' | '\u{1f7e0}'..='\u{1f8b1}' | '\u{1f900}'..='\u{1fa53}'
+            | '\u{1fa60}'..='\u{1fa74}' | '\u{1fa78}'..='\u{1fa86}' | '\u{1fa90}'..='\u{1faac}' | '\u{20000}'..='\u{2b738}'
+            | '\u{2b740}'..='\u{2cea1}' | '\u{2ceb0}'..='\u{2ebe0}' | '\u{30000}'..='\u{3134a}' | '\u{e0000}'..='\u{10ffff}'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_within_others_are_written_as_python_writes_them() {
+        // repr(...) of Python 3.11, 3.12 and 3.13 alike.
+        for (text, expected) in [
+            ("it's", "\"it's\""),
+            ("it's \"it\"", "'it\\'s \"it\"'"),
+            ("a\\\n\t\u{0}\u{7f}\u{a0}\u{ad}", "'a\\\\\\n\\t\\x00\\x7f\\xa0\\xad'"),
+            ("e\u{301}\u{301} \u{200d}\u{2028}\u{feff}\u{e000}", "'e\u{301}\u{301} \\u200d\\u2028\\ufeff\\ue000'"),
+            ("日本🙂\u{10ffff}\u{e0001}", "'日本🙂\\U0010ffff\\U000e0001'"),
+            ("\u{301}", "'\u{301}'"),
+        ] {
+            let mut out = String::new();
+            print_text(text, &mut out);
+            assert_eq!(out, expected);
+        }
+        assert_eq!(python_str(&list(vec!["\u{1fae9}".into()])), format!("['{DOUBT}']"));
+    }
+
+    #[test]
+    fn values_within_others_are_written_as_python_writes_them() {
+        let json =
+            Json::parse(r#"{"a":[1,-0.0,1e16,1.5e-7,true,null,"x",[],{}],"b":12345678901234567890123}"#).unwrap();
+        assert_eq!(
+            python_str(&value(&json)),
+            "{'a': [1, -0.0, 1e+16, 1.5e-07, True, None, 'x', [], {}], 'b': 12345678901234567890123}"
+        );
+        // The same where minijinja writes it.
+        assert_eq!(value(&json).to_string(), python_str(&value(&json)));
+    }
 }

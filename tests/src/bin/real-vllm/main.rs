@@ -5,10 +5,7 @@
 //! saw it is held against what the engine reports afterwards.
 
 mod evictions;
-mod group;
-mod install;
 mod judge;
-mod replica;
 mod traffic;
 
 use std::fs;
@@ -25,11 +22,10 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 use warmpath_tests::harness::{Client, Envoy, EnvoyConfig, EnvoyOptions, Indexer, Reply, eventually};
+use warmpath_tests::vllm::{Counters, Install, MODEL, Replica, ReplicaOptions, VERSION};
 
 use crate::evictions::Evictions;
-use crate::install::Install;
 use crate::judge::{Counts, Seen};
-use crate::replica::{Counters, MODEL, Replica};
 use crate::traffic::{Answer, Traffic, Turn};
 
 #[derive(Parser)]
@@ -70,7 +66,7 @@ struct Cli {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Which vLLM: 0.32.0, or 0.22.1 for the older encoding of KV events.
-    #[arg(long, default_value = "0.32.0")]
+    #[arg(long, default_value = VERSION)]
     vllm_version: String,
     /// Also write the counts, and every request, to this file.
     #[arg(long, value_name = "FILE")]
@@ -156,7 +152,11 @@ impl Setting {
     async fn start(cli: &Cli, install: &Install) -> Result<Self> {
         let client = Client::new()?;
         say("starting two vLLM replicas, which takes half a minute");
-        let start = |number| Replica::start(install, number, cli.block_size, cli.blocks);
+        let start = |number| {
+            let (block_size, blocks, model) = (cli.block_size, cli.blocks, install.model.as_path());
+            let options = ReplicaOptions { number, block_size, blocks, model, more: &[], environment: &[] };
+            Replica::start(install, &options)
+        };
         let mut replicas = vec![start(0)?, start(1)?];
         for replica in &mut replicas {
             replica.ready(&client).await?;

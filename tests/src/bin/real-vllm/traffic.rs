@@ -5,8 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
-
-use crate::replica::MODEL;
+use warmpath_tests::vllm::MODEL;
 
 /// Conversations that a group has open at any time.
 const OPEN: usize = 2;

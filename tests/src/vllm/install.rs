@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::group::Group;
+use super::replica::is_model;
+use crate::harness::repository;
 use anyhow::{Context, Result, bail};
-use warmpath_tests::harness::repository;
 
-use crate::group::Group;
-use crate::replica::is_model;
+/// The release that is tested with unless another is asked for.
+pub const VERSION: &str = "0.32.0";
 
 /// An installed vLLM and a model for it.
 pub struct Install {
@@ -66,6 +68,7 @@ impl Install {
 }
 
 /// The path of a file of `tests/real-vllm/`.
+#[must_use]
 pub fn script(name: &str) -> PathBuf {
     Path::new(repository()).join("tests/real-vllm").join(name)
 }

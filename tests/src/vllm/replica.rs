@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::group::Group;
+use super::install::{Install, script};
+use crate::harness::{Client, free_port};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use warmpath_tests::harness::{Client, free_port};
-
-use crate::group::Group;
-use crate::install::{Install, script};
 
 /// The model's name, as `serve.sh` gives it.
 pub const MODEL: &str = "tiny";
@@ -29,6 +28,23 @@ pub struct Replica {
     log: PathBuf,
 }
 
+/// How a replica is started.
+#[derive(Clone, Debug)]
+pub struct ReplicaOptions<'a> {
+    /// Tells it from others: each has hashes of its own, as replicas of a fleet do.
+    pub number: usize,
+    /// Tokens in a cache block.
+    pub block_size: u64,
+    /// Cache blocks it has.
+    pub blocks: u64,
+    /// The model's files.
+    pub model: &'a Path,
+    /// More options of `vllm serve`.
+    pub more: &'a [&'a str],
+    /// More environment variables.
+    pub environment: &'a [(&'a str, &'a str)],
+}
+
 /// What an engine has counted since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -39,11 +55,12 @@ pub struct Counters {
 }
 
 impl Replica {
-    /// Starts one. `number` tells it from others: each has hashes of its own, as replicas of a fleet do.
+    /// Starts one.
     ///
     /// # Errors
     /// If it cannot be started. Whether it serves is known after [`Self::ready`].
-    pub fn start(install: &Install, number: usize, block_size: u64, blocks: u64) -> Result<Self> {
+    pub fn start(install: &Install, options: &ReplicaOptions<'_>) -> Result<Self> {
+        let ReplicaOptions { number, block_size, blocks, model, more, environment } = *options;
         let address = free_port()?;
         // Not below the installation: these paths may have 107 characters.
         let sockets = env::temp_dir().join(format!("warmpath-{}-{number}", std::process::id()));
@@ -54,8 +71,9 @@ impl Replica {
         let log = logs.join(format!("replica-{number}.log"));
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = std::process::Command::new(script("serve.sh"));
-        command.arg(&install.venv).arg(&install.model);
+        command.arg(&install.venv).arg(model);
         command.args([&address.port().to_string(), &events, &replay, &block_size.to_string(), &blocks.to_string()]);
+        command.args(more).envs(environment.iter().copied());
         // What no replica shares with another, and no prediction may rest on.
         command.env("PYTHONHASHSEED", (1000 + number).to_string());
         command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
@@ -88,11 +106,13 @@ impl Replica {
     }
 
     /// The URL of a path on it.
+    #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// Its entry in the indexer's configuration.
+    #[must_use]
     pub fn endpoint(&self) -> Value {
         json!({
             "address": self.address,
@@ -131,7 +151,7 @@ impl Counters {
 }
 
 /// The files a model for vLLM has.
-pub fn is_model(directory: &Path) -> bool {
+pub(super) fn is_model(directory: &Path) -> bool {
     ["config.json", "model.safetensors", "tokenizer.json"].iter().all(|name| directory.join(name).is_file())
 }
 
