@@ -1,11 +1,13 @@
 //! The running indexer: the one shared state, and what wakes whom when it changes.
 
 use crate::events::{Batch, DecodeError};
+use crate::models::Listed;
 use crate::observe::Metrics;
 use crate::scrape::Scrape;
 use crate::stream::{Action, Reason, Stream};
 use crate::sync::State;
 use affinity::Slot;
+use affinity::fleet::Health;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
@@ -23,6 +25,8 @@ pub struct App {
     stopping: watch::Sender<bool>,
     /// Per endpoint, by slot: told when its stream should be made anew.
     reconnect: Vec<watch::Sender<()>>,
+    /// Per endpoint, by slot: told when its engine should be tested.
+    retest: Vec<watch::Sender<()>>,
     /// The indexer's own metrics.
     pub metrics: Metrics,
     /// How long news is collected.
@@ -36,12 +40,14 @@ impl App {
     /// Takes the state. `streams` are the slots with an event stream.
     #[must_use]
     pub fn new(state: State, streams: Vec<Slot>, coalesce: Duration) -> Self {
-        let reconnect = state.fleet.addresses().map(|_| watch::Sender::new(())).collect();
+        let senders = || state.fleet.addresses().map(|_| watch::Sender::new(())).collect();
+        let (reconnect, retest) = (senders(), senders());
         Self {
             state: Mutex::new(state),
             changes: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
             reconnect,
+            retest,
             metrics: Metrics::default(),
             coalesce,
             started: Instant::now(),
@@ -67,6 +73,11 @@ impl App {
     /// Told when this endpoint's stream should be made anew.
     pub fn reconnects(&self, slot: Slot) -> Option<watch::Receiver<()>> {
         self.reconnect.get(usize::from(slot.0)).map(watch::Sender::subscribe)
+    }
+
+    /// Told when this endpoint's engine should be tested: it may be another one than before.
+    pub fn retests(&self, slot: Slot) -> Option<watch::Receiver<()>> {
+        self.retest.get(usize::from(slot.0)).map(watch::Sender::subscribe)
     }
 
     /// Becomes true when the indexer stops.
@@ -132,6 +143,22 @@ impl App {
         }
     }
 
+    /// The clock went on: time zones change their offsets.
+    pub fn tick(&self, now: i64) {
+        if self.state().models.tick(now) {
+            self.changed();
+        }
+    }
+
+    /// An endpoint said what it serves. Says whether that is the model that it should serve.
+    pub fn heard(&self, slot: Slot, listed: Listed) -> bool {
+        let (changed, right) = self.state().models.heard(slot, listed);
+        if changed {
+            self.changed();
+        }
+        right
+    }
+
     /// An endpoint's metrics were read, or could not be.
     pub fn scraped(&self, slot: Slot, scrape: Option<&Scrape>, now: Instant) {
         let mut state = self.state();
@@ -145,9 +172,15 @@ impl App {
         {
             tracing::info!(endpoint = address, ?health, "health changed");
         }
+        let up = change.status && state.fleet.health(slot) == Some(Health::Up);
         drop(state);
         if change.status || change.load {
             self.changed();
+        }
+        if (up || change.reconnect)
+            && let Some(retest) = self.retest.get(usize::from(slot.0))
+        {
+            retest.send_replace(());
         }
         if change.reconnect
             && let Some(reconnect) = self.reconnect.get(usize::from(slot.0))
@@ -169,9 +202,9 @@ mod tests {
     use crate::events;
     use crate::fleet::Fleet;
     use crate::index::{Index, Options};
+    use crate::models::Models;
     use crate::stream::Message;
     use crate::tokens::Vocabulary;
-    use affinity::fleet::Profiles;
     use affinity::{Stride, Tier};
     use rmpv::Value;
     use std::sync::Arc;
@@ -186,7 +219,7 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
         let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
         index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap()), false);
         let fleet = Fleet::new(&Config::parse(CONFIG).unwrap());
-        App::new(State::new(index, fleet, &Profiles::default(), stride), vec![Slot(0)], Duration::ZERO)
+        App::new(State::new(index, fleet, Models::new([], 0), stride), vec![Slot(0)], Duration::ZERO)
     }
 
     /// Applies a message with one event; says how many blocks the endpoint holds then.

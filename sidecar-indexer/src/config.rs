@@ -1,9 +1,12 @@
 //! The configuration file. Each option is documented here and nowhere else: the comments below make the annotated
 //! example that `warmpath-indexer example-config` prints.
 
+use crate::zone::Zone;
 use affinity::{Slot, Stride, Tier};
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -81,12 +84,29 @@ section! {
         #[serde(default)]
         loras: Vec<String> = "[]",
         /// Where its vocabulary is: the model's folder with tokenizer.json, tekken.json, tokenizer.model or one
-        /// *.tiktoken file, such a file itself (its folder is read as well), or `tiktoken:NAME` for a built-in one (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
+        /// *.tiktoken file, such a file itself (its folder is read as well), or `tiktoken:NAME` for a built-in one
+        /// (`tiktoken:o200k_harmony` for gpt-oss). Relative to this file.
         tokenizer: String = "models/llama-3.1-8b",
-        /// A file with the chat template (Jinja), if the engine is given one of its own; otherwise the one beside
-        /// the tokenizer is used.
+        /// A file with the chat template (Jinja), if the engine is given one of its own (--chat-template); otherwise
+        /// the one beside the tokenizer is used.
         #[serde(default)]
         chat_template: Option<String> = "null",
+        /// The engine's --chat-template-content-format: auto (as vLLM tells by the template), string or openai.
+        #[serde(default, alias = "content_format")]
+        chat_template_content_format: ContentFormat = "auto",
+        /// The engine's --default-chat-template-kwargs, e.g. {enable_thinking: false}.
+        #[serde(default)]
+        default_chat_template_kwargs: Map<String, Value> = "{}",
+        /// The engine runs with --exclude-tools-when-tool-choice-none.
+        #[serde(default)]
+        exclude_tools_when_tool_choice_none: bool = "false",
+        /// The engine runs with --trust-request-chat-template.
+        #[serde(default)]
+        trust_request_chat_template: bool = "false",
+        /// The engines' time zone, for chat templates that print the date: an IANA name such as Europe/Berlin, or an
+        /// offset such as +02:00. Containers are in UTC unless told otherwise.
+        #[serde(default)]
+        time_zone: Zone = "UTC",
         /// Whether the tokenizer puts a BOS token before completions prompts: auto (as the tokenizer's own files
         /// say), always, never.
         #[serde(default)]
@@ -98,6 +118,13 @@ section! {
         /// The engine runs with --trust-remote-code.
         #[serde(default)]
         trust_remote_code: bool = "false",
+        /// Whether prompts given as token ids are predicted, too. Takes as much memory again.
+        #[serde(default)]
+        token_ids: bool = "false",
+        /// Whether a few prompts are compared with what the engines themselves make of them (by their /render or
+        /// /tokenize), now and then. Where they differ, no prompt of this model is predicted until they agree again.
+        #[serde(default = "yes")]
+        self_test: bool = "true",
     }
 }
 
@@ -148,7 +175,7 @@ impl From<TierName> for Tier {
 }
 
 /// Whether completions prompts begin with a BOS token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Bos {
     /// As the tokenizer's files say.
@@ -161,7 +188,7 @@ pub enum Bos {
 }
 
 /// Whose tokenizer an engine runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenizerMode {
     /// As vLLM chooses by the model's files.
@@ -171,6 +198,19 @@ pub enum TokenizerMode {
     Hf,
     /// `mistral-common`.
     Mistral,
+}
+
+/// How contents are handed to the chat template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ContentFormat {
+    /// As vLLM tells by the template.
+    #[default]
+    Auto,
+    /// As text.
+    String,
+    /// As lists of parts.
+    Openai,
 }
 
 /// Where an engine's metrics are.
@@ -224,6 +264,10 @@ fn default_rate() -> f32 {
     8000.0
 }
 
+fn yes() -> bool {
+    true
+}
+
 impl Config {
     /// Reads and checks a configuration file.
     ///
@@ -242,9 +286,12 @@ impl Config {
         let yaml = serde_yaml_ng::Deserializer::from_str(text);
         let config: Self = serde_path_to_error::deserialize(yaml).map_err(|e| match e.path().to_string().as_str() {
             "." => anyhow::anyhow!("{}", e.inner()),
-            // The inner error repeats the path where it knows it.
-            path if e.inner().to_string().starts_with(path) => anyhow::anyhow!("{}", e.inner()),
-            path => anyhow::anyhow!("{path}: {}", e.inner()),
+            path => {
+                // The inner error repeats as much of the path as it knows.
+                let inner = e.inner().to_string();
+                let rest = inner.split_once(": ").filter(|(repeated, _)| path.starts_with(repeated));
+                anyhow::anyhow!("{path}: {}", rest.map_or(inner.as_str(), |(_, rest)| rest))
+            }
         })?;
         config.check()?;
         Ok(config)
@@ -282,6 +329,12 @@ impl Config {
             for name in std::iter::once(&model.name).chain(&model.aliases).chain(&model.loras) {
                 ensure!(!name.is_empty(), "models[{i}]: a name, alias or LoRA is empty");
                 ensure!(names.insert(name), "models[{i}]: {name:?} is the name, alias or LoRA of two models");
+            }
+            for name in model.default_chat_template_kwargs.keys() {
+                ensure!(
+                    !matches!(name.as_str(), "chat_template" | "tokenize"),
+                    "models[{i}].default_chat_template_kwargs: {name:?} is refused by the engine; leave it out"
+                );
             }
         }
         let most = usize::from(Slot::LIMIT);
@@ -326,6 +379,15 @@ impl Config {
             }
         }
         out
+    }
+}
+
+impl Model {
+    /// What an option means, as the example says it. Empty for one that is not there.
+    #[must_use]
+    pub fn about(option: &str) -> String {
+        let field = Self::FIELDS.iter().find(|field| field.name == option);
+        field.into_iter().flat_map(|field| field.docs).map(|line| line.trim()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -404,7 +466,9 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]
         let mut example = Config::parse(&Config::example()).unwrap();
         let least = Config::parse(LEAST).unwrap();
         let (model, endpoint) = (example.models[0].clone(), example.endpoints[0].clone());
-        assert_eq!((model.chat_template, model.bos), (None, Bos::Auto));
+        let plain: Model = serde_yaml_ng::from_str("{name: tiny, tokenizer: tok}").unwrap();
+        let (name, tokenizer, aliases) = (model.name.clone(), model.tokenizer.clone(), model.aliases.clone());
+        assert_eq!(model, Model { name, tokenizer, aliases, ..plain });
         assert_eq!(endpoint.metrics_url().unwrap(), "http://10.0.0.11:8000/metrics");
         assert_eq!(endpoint.prefill_tokens_per_second, least.endpoints[0].prefill_tokens_per_second);
         (example.models, example.endpoints) = (least.models.clone(), least.endpoints.clone());
@@ -429,6 +493,17 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]
             ("model: tiny}", "model: tiny, replay: 'tcp://a:1'}", "endpoints[0]: replay"),
             ("model: tiny}", "model: tiny, prefill_tokens_per_second: 0}", "prefill_tokens_per_second"),
             ("tokenizer: tok}", "tokenizer: tok, aliases: [tiny]}", "models[0]"),
+            (
+                "tokenizer: tok}",
+                "tokenizer: tok, time_zone: Berlin}",
+                "models[0].time_zone: \"Berlin\" is no time zone",
+            ),
+            ("tokenizer: tok}", "tokenizer: tok, content_format: parts}", "`auto`, `string`, `openai`"),
+            (
+                "tokenizer: tok}",
+                "tokenizer: tok, default_chat_template_kwargs: {tokenize: true}}",
+                "models[0].default_chat_template_kwargs: \"tokenize\"",
+            ),
             ("127.0.0.1:8000", "127.0.0.1:0", "endpoints[0]: address: \"127.0.0.1:0\" has port 0"),
             ("127.0.0.1:8000", "127.0.0.1:08000", "write \"127.0.0.1:8000\""),
             ("127.0.0.1:8000", "[0::1]:8000", "write \"[::1]:8000\""),

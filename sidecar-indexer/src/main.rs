@@ -1,5 +1,7 @@
 //! The Warmpath indexer's command line.
 
+mod commands;
+
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,9 @@ const EXAMPLES: &str = "Examples:
   warmpath-indexer example-config > indexer.yaml   Start from the annotated example
   warmpath-indexer check indexer.yaml              Say what is wrong with it
   warmpath-indexer run --config indexer.yaml       Run (also without the word `run`)
+  warmpath-indexer profile models/llama-3.1-8b     Show how a model's prompts are made, and test it
+  warmpath-indexer prompt --model-dir models/llama-3.1-8b < request.json
+                                                   Write a request's canonical bytes
   curl localhost:9400/metrics                      See what it holds";
 
 #[derive(Subcommand)]
@@ -36,6 +41,12 @@ enum Command {
     },
     /// Print an annotated configuration.
     ExampleConfig,
+    /// Write the canonical bytes of one request: what the engine's tokens will spell.
+    ///
+    /// Reads the request's body from standard input, and writes the bytes and nothing else to standard output.
+    Prompt(commands::prompt::Arguments),
+    /// Print how a model's prompts are made, and whether its tokenizer agrees.
+    Profile(commands::profile::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -60,17 +71,26 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
-        Command::Run(run) => start(&run),
-        Command::Check { file } => check(&file),
-        Command::ExampleConfig => {
-            print!("{}", Config::example());
-            Ok(())
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Where it cannot be printed, nobody could be told.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
+    let result = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
+        Command::Run(run) => start(&run).map(|()| ExitCode::SUCCESS),
+        Command::Check { file } => check(&file).map(|()| ExitCode::SUCCESS),
+        Command::ExampleConfig => {
+            print!("{}", Config::example());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Prompt(arguments) => commands::prompt::run(arguments),
+        Command::Profile(arguments) => commands::profile::run(arguments),
+    };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("warmpath-indexer: {error:#}");
             ExitCode::FAILURE

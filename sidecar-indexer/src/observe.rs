@@ -1,6 +1,7 @@
 //! The indexer's own metrics. Their names and meanings are here and nowhere else.
 
 use crate::events::Event;
+use crate::models::Verdict;
 use crate::stream::Reason;
 use crate::sync::{Sent, State};
 use affinity::fleet::Health;
@@ -36,6 +37,12 @@ struct OfReplay {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfTest {
+    model: String,
+    result: &'static str,
+}
+
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
@@ -47,6 +54,7 @@ pub struct Metrics {
     in_sync: Family<OfEndpoint, Gauge>,
     partial: Family<OfEndpoint, Gauge>,
     up: Family<OfEndpoint, Gauge>,
+    selftest: Family<OfTest, Gauge>,
     blocks: Gauge,
     orphans: Gauge,
     opaque: Gauge,
@@ -74,6 +82,7 @@ impl Default for Metrics {
             in_sync: Family::default(),
             partial: Family::default(),
             up: Family::default(),
+            selftest: Family::default(),
             blocks: Gauge::default(),
             orphans: Gauge::default(),
             opaque: Gauge::default(),
@@ -103,6 +112,11 @@ impl Default for Metrics {
             this.partial.clone(),
         );
         r.register("endpoint_up", "1 while the endpoint may be chosen", this.up.clone());
+        r.register(
+            "indexer_profile_selftest",
+            "Endpoints of a model by how their engine's self-test ended: one that failed switches the model's profile off",
+            this.selftest.clone(),
+        );
         r.register("index_blocks", "Blocks resident, counted once per endpoint", this.blocks.clone());
         r.register("index_orphans", "Of these, how many wait for their parent", this.orphans.clone());
         r.register(
@@ -190,6 +204,14 @@ impl Metrics {
             let up = state.fleet.health(slot) == Some(Health::Up);
             self.up.get_or_create(&of(address)).set(i64::from(up));
             self.in_sync.get_or_create(&of(address)).set(i64::from(state.fleet.events(slot)));
+        }
+        for (model, verdict, endpoints) in state.models.verdicts() {
+            let result = match verdict {
+                Verdict::Untested => "untested",
+                Verdict::Passed => "passed",
+                Verdict::Failed => "failed",
+            };
+            set(&self.selftest.get_or_create(&OfTest { model: model.to_owned(), result }), endpoints);
         }
     }
 

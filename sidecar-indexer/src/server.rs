@@ -4,9 +4,11 @@ use crate::app::App;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::index::{Index, Options};
+use crate::models::{self, Models};
+use crate::profile::Loaded;
+use crate::selftest::engine::{self, Subject};
 use crate::sync::State;
-use crate::{http, profile, scrape, subscriber};
-use affinity::fleet::Profiles;
+use crate::{http, scrape, served, subscriber, zone};
 use affinity::prompt::Prompts;
 use affinity::{Slot, Tier};
 use anyhow::{Context, Result};
@@ -25,6 +27,8 @@ const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 pub struct Server {
     config: Config,
     state: State,
+    /// Engines to be tested.
+    subjects: Vec<Subject>,
     /// What keeps prompts from being predicted: `(model, why)`.
     pub notes: Vec<(String, String)>,
 }
@@ -35,14 +39,16 @@ impl Server {
     /// # Errors
     /// When a model's files are missing or not understood.
     pub fn prepare(config: Config, base: &Path) -> Result<Self> {
-        let (mut notes, mut models) = (Vec::new(), Vec::new());
+        let (mut notes, mut loaded) = (Vec::new(), Vec::new());
         for model in &config.models {
-            let loaded = profile::load(model, base)?;
-            notes.extend(loaded.notes.into_iter().map(|note| (model.name.clone(), note)));
-            models.push((loaded.profile, Arc::new(loaded.vocabulary)));
+            let Loaded { profile, vocabulary, notes: more } = models::load(model, base)?;
+            notes.extend(more.into_iter().map(|note| (model.name.clone(), note)));
+            loaded.push((profile, Arc::new(vocabulary)));
         }
-        let profiles = Profiles { models: models.iter().map(|(profile, _)| profile.clone()).collect() };
-        let (_, failed) = Prompts::new(profiles.clone());
+        let zones = config.models.iter().map(|model| model.time_zone.clone());
+        let profiles = loaded.iter().map(|(profile, _)| profile.clone());
+        let mut models = Models::new(profiles.zip(zones), zone::now());
+        let (_, failed) = Prompts::new(models.profiles());
         notes.extend(failed.into_iter().map(|(model, why)| (model, format!("no chat prompt can be predicted: {why}"))));
         let options = Options {
             stride: config.stride(),
@@ -51,13 +57,18 @@ impl Server {
         };
         // Random enough to tell one run from another.
         let mut index = Index::new(options, RandomState::new().hash_one("epoch") as u32);
+        let mut subjects = Vec::new();
         for (slot, endpoint) in (0u16..).map(Slot).zip(&config.endpoints) {
-            if let Some((profile, vocabulary)) = models.iter().find(|(profile, _)| profile.name == endpoint.model) {
-                index.add(slot, &profile.name, vocabulary, profile.token_ids);
+            let model = config.models.iter().zip(&loaded).find(|(model, _)| model.name == endpoint.model);
+            let Some((model, (profile, vocabulary))) = model else { continue };
+            index.add(slot, &profile.name, vocabulary, profile.token_ids);
+            models.add(slot, &profile.name);
+            if model.self_test {
+                subjects.push(Subject { slot, address: endpoint.address.clone(), vocabulary: vocabulary.clone() });
             }
         }
-        let state = State::new(index, Fleet::new(&config), &profiles, config.stride());
-        Ok(Self { config, state, notes })
+        let state = State::new(index, Fleet::new(&config), models, config.stride());
+        Ok(Self { config, state, subjects, notes })
     }
 
     /// Serves until `stop` ends. `bound` is told the address.
@@ -86,17 +97,35 @@ impl Server {
                 let (address, replay) = (endpoint.address.clone(), endpoint.replay.clone());
                 tasks.spawn(subscriber::follow(app.clone(), subscriber::Source { slot, address, events, replay }));
             }
+            let (address, model) = (endpoint.address.clone(), endpoint.model.clone());
+            tasks.spawn(served::follow(app.clone(), slot, address, model));
             if let Some(url) = endpoint.metrics_url() {
                 tasks.spawn(scrape::follow(app.clone(), slot, url, config.scrape_interval()));
             }
         }
+        for subject in self.subjects {
+            tasks.spawn(engine::follow(app.clone(), subject));
+        }
         tasks.spawn(expire(app.clone()));
+        tasks.spawn(keep_time(app.clone()));
         let stopping = app.clone();
         let stop = async move {
             stop.await;
             stopping.stop();
         };
         axum::serve(listener, http::router(app)).with_graceful_shutdown(stop).await.context("serving failed")
+    }
+}
+
+/// Publishes profiles anew when an engine's clock goes forward or back.
+async fn keep_time(app: Arc<App>) {
+    // The clock may be set, or the machine suspended.
+    const AT_MOST: i64 = 30;
+    loop {
+        let now = zone::now();
+        app.tick(now);
+        let next = app.state().models.next_change(now).map_or(AT_MOST, |at| at.saturating_sub(now));
+        tokio::time::sleep(Duration::from_secs(next.clamp(1, AT_MOST).unsigned_abs())).await;
     }
 }
 

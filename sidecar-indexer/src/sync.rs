@@ -3,8 +3,9 @@
 use crate::fleet::Fleet;
 use crate::gateways::Gateways;
 use crate::index::Index;
+use crate::models::Models;
 use affinity::Stride;
-use affinity::fleet::{self, Profiles};
+use affinity::fleet;
 use affinity::sync::{End, Frame, Request, Versions, write_frame};
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,6 @@ use std::time::{Duration, Instant};
 const REPLY_BYTES: usize = 900 << 10;
 /// Loads alone are sent this often at most.
 const LOADS_EVERY: Duration = Duration::from_millis(100);
-/// Profiles do not change while the indexer runs.
-const PROFILES_VERSION: u64 = 1;
 
 /// All that gateways are told of.
 pub struct State {
@@ -23,7 +22,8 @@ pub struct State {
     pub fleet: Fleet,
     /// Who asks.
     pub gateways: Gateways,
-    profiles: Vec<u8>,
+    /// How prompts are made.
+    pub models: Models,
     stride: Stride,
 }
 
@@ -52,9 +52,9 @@ pub struct Sent {
 impl State {
     /// The state before anything happened.
     #[must_use]
-    pub fn new(index: Index, fleet: Fleet, profiles: &Profiles, stride: Stride) -> Self {
+    pub fn new(index: Index, fleet: Fleet, models: Models, stride: Stride) -> Self {
         let gateways = Gateways::new(fleet.addresses().count());
-        Self { index, fleet, gateways, profiles: profiles.encode(), stride }
+        Self { index, fleet, gateways, models, stride }
     }
 
     /// Whether this gateway should be answered.
@@ -66,7 +66,7 @@ impl State {
             return Pending::Now;
         }
         if table.version() > have.table
-            || have.profiles != PROFILES_VERSION
+            || have.profiles != self.models.version()
             || self.gateways.urgent_version() > have.fleet
             || self.gateways.placements_for(id, have.placements).next().is_some()
         {
@@ -95,8 +95,8 @@ impl State {
             };
             write_frame(&mut out, &Frame::Fleet(&page.encode()));
         }
-        if have.profiles != PROFILES_VERSION {
-            write_frame(&mut out, &Frame::Profiles(&self.profiles));
+        if have.profiles != self.models.version() {
+            write_frame(&mut out, &Frame::Profiles(self.models.page()));
         }
         for placements in self.gateways.placements_for(id, have.placements) {
             write_frame(&mut out, &Frame::Placements(placements));
@@ -118,7 +118,7 @@ impl State {
             epoch: table.epoch(),
             table: newest,
             fleet: view,
-            profiles: PROFILES_VERSION,
+            profiles: self.models.version(),
             placements: self.gateways.relayed(),
         };
         write_frame(&mut out, &Frame::End(End { have, more: sent.more }));
@@ -154,7 +154,7 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
         let mut index = Index::new(Options { stride, max_blocks: 1 << 20, tiers: vec![Tier::Gpu] }, 77);
         let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}, "1": {"content": "y"}}});
         index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap()), false);
-        State::new(index, Fleet::new(&Config::parse(CONFIG).unwrap()), &Profiles::default(), stride)
+        State::new(index, Fleet::new(&Config::parse(CONFIG).unwrap()), Models::new([], 0), stride)
     }
 
     /// Stores `n` sequences of one block, which spell `n` different bytes.

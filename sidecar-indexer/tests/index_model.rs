@@ -25,7 +25,7 @@ fn vocabulary() -> Arc<Vocabulary> {
         .map(|(id, text)| (id.to_string(), serde_json::json!({ "content": text })))
         .collect();
     let config = serde_json::json!({ "added_tokens_decoder": added });
-    Arc::new(Vocabulary::from_tiktoken("", Some(&config)).unwrap())
+    Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap())
 }
 
 /// A block in its place: all tokens up to its end, and how they are cut.

@@ -254,7 +254,12 @@ impl Prompts {
         } else {
             match body.prompt(lifted)? {
                 Prompt::Ids(ids) => return by_ids(profile, namespace, salt.as_deref(), &ids),
-                Prompt::Text(text) => self.spelled(model, Rendered::whole(text.into_owned()))?,
+                Prompt::Text(text) => {
+                    if let Some(Some(mistral)) = self.mistral.get(usize::from(model)) {
+                        mistral.plain(&text)?;
+                    }
+                    self.spelled(model, Rendered::whole(text.into_owned()))?
+                }
             }
         };
         self.canonical(profile, root(namespace, salt.as_deref()), rendered, chat, add_special)

@@ -14,7 +14,7 @@ mod templates;
 
 use crate::canonical::Encoder;
 use crate::config::{Bos, Model, TokenizerMode};
-use crate::tokens::{Kind, SentencePiece, Tekken, Vocabulary, read_json, version};
+use crate::tokens::{Kind, Piece, SentencePiece, Tekken, Vocabulary, read_json, version};
 use added::Named;
 use affinity::fleet::{MistralFormat, PrefixSpace, Profile, Renderer, Spelling, SpellingStep};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -222,16 +222,17 @@ impl Source {
 fn read_mistral(file: &Path) -> Result<Source> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let (mut source, version) = if name.ends_with(".json") {
+    let (mut source, format) = if name.ends_with(".json") {
         let tekken = Tekken::read(&bytes)?;
-        (Source::new(tekken.vocabulary()?), tekken.version()?)
+        (Source::new(tekken.vocabulary()?), tekken.format()?)
     } else {
         let model = SentencePiece::read(&bytes)?;
         let version = name.strip_prefix("tokenizer.model.").map_or(Ok(1), version)?;
-        (Source { spelling: sentencepiece(&model), ..Source::new(model.vocabulary()?) }, version)
+        let format = MistralFormat { version, tekken: false, thinks: false, efforts: Vec::new() };
+        (Source { spelling: sentencepiece(&model), ..Source::new(model.vocabulary()?) }, format)
     };
     source.around.0.push(1);
-    source.renderer = Some(Renderer::Mistral(MistralFormat { version, tekken: name.ends_with(".json") }));
+    source.renderer = Some(Renderer::Mistral(format));
     source.tokens = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(n, t)| (n.to_owned(), t.to_owned())).into();
     Ok(source)
 }
@@ -241,7 +242,9 @@ fn sentencepiece(model: &SentencePiece) -> Result<Spelling> {
     ensure!(!model.changes_characters, "its normalizer changes texts (a table of characters)");
     ensure!(!model.squeezes_spaces, "its normalizer removes spaces");
     ensure!(model.escapes_spaces, "it does not mark spaces");
-    ensure!(model.pieces.iter().all(|p| p.kind != Kind::UserDefined), "it has tokens that are cut out first");
+    // Cut out of texts first, but that tells in no byte unless spaces are in them.
+    let spaced = |piece: &Piece| piece.kind == Kind::UserDefined && piece.text.contains([' ', '\u{2581}']);
+    ensure!(!model.pieces.iter().any(spaced), "it has tokens with spaces that are cut out first");
     let steps = if model.dummy_prefix { vec![SpellingStep::Prepend(" ".to_owned())] } else { Vec::new() };
     Ok(Spelling { added: Vec::new(), steps, prefix_space: PrefixSpace::Never, marks: true })
 }

@@ -71,6 +71,12 @@ impl Vocabulary {
         Self { encoder: Some(encoder), ..self }
     }
 
+    /// The model's own tokenizer, if it is at hand.
+    #[must_use]
+    pub fn encoder(&self) -> Option<&Encoder> {
+        self.encoder.as_ref()
+    }
+
     /// Whether `block` after `tail` is what the tokenizer makes of its text; true where that cannot be checked.
     #[must_use]
     pub fn is_canonical(&self, tail: &[u32], block: &[u32]) -> bool {

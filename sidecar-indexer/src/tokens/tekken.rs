@@ -2,6 +2,7 @@
 
 use super::Vocabulary;
 use crate::canonical::Encoder;
+use affinity::fleet::MistralFormat;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use serde::Deserialize;
@@ -12,6 +13,19 @@ pub struct Tekken {
     config: Config,
     vocab: Vec<Token>,
     special_tokens: Option<Vec<Special>>,
+    model_settings_builder: Option<Settings>,
+}
+
+/// What a request may set of the model.
+#[derive(Deserialize)]
+struct Settings {
+    reasoning_effort: Option<Efforts>,
+}
+
+#[derive(Deserialize)]
+struct Efforts {
+    values: Vec<String>,
+    default: String,
 }
 
 #[derive(Deserialize)]
@@ -70,12 +84,21 @@ impl Tekken {
         Ok(this)
     }
 
-    /// The version of Mistral's formats that it is for.
+    /// The format that it is for.
     ///
     /// # Errors
-    /// When it is not a number.
-    pub fn version(&self) -> Result<u8> {
-        version(&self.config.version)
+    /// When its version is not a number, or nothing could be rendered in it.
+    pub fn format(&self) -> Result<MistralFormat> {
+        let version = version(&self.config.version)?;
+        // mistral-common refuses every request then.
+        ensure!(version < 15 || self.model_settings_builder.is_some(), "it has no model_settings_builder");
+        let has = |text: &str| self.special_tokens.iter().flatten().any(|token| token.token_str == text);
+        let mut efforts = Vec::new();
+        if let Some(given) = self.model_settings_builder.as_ref().and_then(|s| s.reasoning_effort.as_ref()) {
+            efforts.push(given.default.clone());
+            efforts.extend(given.values.iter().filter(|value| **value != given.default).cloned());
+        }
+        Ok(MistralFormat { version, tekken: true, thinks: has("[THINK]") && has("[/THINK]"), efforts })
     }
 
     /// Its tokens as bytes, with an encoder.

@@ -97,6 +97,14 @@ impl Mistral {
         })
     }
 
+    /// A completions prompt, in which the tokenizer finds no control tokens.
+    ///
+    /// # Errors
+    /// When it has the text of one: the same bytes would stand for other tokens.
+    pub fn plain(&self, text: &str) -> Result<(), Unknown> {
+        if self.controls.any_in(text) { Err(Unknown::Feature("special_text")) } else { Ok(()) }
+    }
+
     /// The text that a chat's tokens spell.
     ///
     /// # Errors

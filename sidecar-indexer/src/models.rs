@@ -1,0 +1,302 @@
+//! The models as they are served now: their profiles as read from files, and what the engines and the clock change.
+
+use crate::config::{ContentFormat, Model};
+use crate::profile::{self, Loaded};
+use crate::zone::Zone;
+use affinity::Slot;
+use affinity::fleet::{Profile, Profiles, Renderer};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// The word for profiles that engines do not agree with.
+pub const SELF_TEST: &str = "self_test";
+
+/// Reads a model's files and adds what is configured; relative paths start at `base`.
+///
+/// # Errors
+/// As [`profile::load`].
+pub fn load(model: &Model, base: &Path) -> Result<Loaded> {
+    let mut loaded = profile::load(model, base)?;
+    let profile = &mut loaded.profile;
+    if !model.default_chat_template_kwargs.is_empty() {
+        profile.default_kwargs = serde_json::to_string(&model.default_chat_template_kwargs)?;
+    }
+    profile.exclude_unused_tools = model.exclude_tools_when_tool_choice_none;
+    profile.trust_request_template = model.trust_request_chat_template;
+    profile.token_ids = model.token_ids;
+    let format = model.chat_template_content_format;
+    if format != ContentFormat::Auto {
+        if let Renderer::Jinja(templates) = &mut profile.renderer {
+            for template in templates {
+                template.takes_parts = format == ContentFormat::Openai;
+            }
+        }
+        // A request's template would get its contents in this format, too, but filters tell it by the template.
+        if std::mem::take(&mut profile.trust_request_template) {
+            loaded.notes.push(
+                "requests with a chat template of their own are not predicted: chat_template_content_format is not auto"
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(loaded)
+}
+
+/// How an engine's self-test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Nothing could be compared.
+    Untested,
+    /// What was compared is equal.
+    Passed,
+    /// Something differs.
+    Failed,
+}
+
+/// The names an engine serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Of its model.
+    pub names: Vec<String>,
+    /// Of LoRA adapters.
+    pub adapters: Vec<String>,
+}
+
+impl Listed {
+    /// From what `GET /v1/models` answers: adapters are those that name a parent.
+    #[must_use]
+    pub fn read(answer: &Value) -> Option<Self> {
+        let cards = answer.get("data")?.as_array()?;
+        let mut this = Self::default();
+        for card in cards {
+            let name = card.get("id")?.as_str()?.to_owned();
+            let adapter = card.get("parent").is_some_and(|parent| !parent.is_null());
+            if adapter { this.adapters.push(name) } else { this.names.push(name) }
+        }
+        Some(this)
+    }
+}
+
+/// All models, by number.
+pub struct Models {
+    models: Vec<Served>,
+    /// Goes up whenever the profiles change.
+    version: u64,
+    page: Vec<u8>,
+}
+
+struct Served {
+    /// As read from its files.
+    profile: Profile,
+    zone: Zone,
+    endpoints: BTreeSet<Slot>,
+    listed: BTreeMap<Slot, Listed>,
+    verdicts: BTreeMap<Slot, Verdict>,
+}
+
+impl Models {
+    /// Takes the profiles as read from files.
+    #[must_use]
+    pub fn new(models: impl IntoIterator<Item = (Profile, Zone)>, now: i64) -> Self {
+        let models = models.into_iter().map(|(profile, zone)| Served {
+            profile,
+            zone,
+            endpoints: BTreeSet::new(),
+            listed: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+        });
+        let mut this = Self { models: models.collect(), version: 0, page: Vec::new() };
+        this.tick(now);
+        this
+    }
+
+    /// An endpoint serves a model.
+    pub fn add(&mut self, slot: Slot, model: &str) {
+        if let Some(model) = self.models.iter_mut().find(|m| m.profile.name == model) {
+            model.endpoints.insert(slot);
+        }
+    }
+
+    /// The version of [`Self::page`].
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The profiles, encoded.
+    #[must_use]
+    pub fn page(&self) -> &[u8] {
+        &self.page
+    }
+
+    /// The time goes on. Says whether the profiles changed.
+    pub fn tick(&mut self, now: i64) -> bool {
+        for model in &mut self.models {
+            model.profile.utc_offset = model.zone.offset(now);
+        }
+        self.publish()
+    }
+
+    /// When the time changes a profile next.
+    #[must_use]
+    pub fn next_change(&self, now: i64) -> Option<i64> {
+        self.models.iter().filter_map(|model| model.zone.next_change(now)).min()
+    }
+
+    /// An engine was asked what it serves. Says whether the profiles changed, and whether it serves what it should.
+    pub fn heard(&mut self, slot: Slot, listed: Listed) -> (bool, bool) {
+        let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains(&slot)) else { return (false, true) };
+        let configured = |name: &String| *name == model.profile.name || model.profile.aliases.contains(name);
+        let right = listed.names.iter().any(configured);
+        // The other names of another model are none of this one's.
+        let listed = if right { listed } else { Listed::default() };
+        model.listed.insert(slot, listed);
+        (self.publish(), right)
+    }
+
+    /// An engine's self-test ended. Says whether the profiles changed.
+    pub fn tested(&mut self, slot: Slot, verdict: Verdict) -> bool {
+        let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains(&slot)) else { return false };
+        // What failed is not well again because it could not be tested.
+        if verdict != Verdict::Untested || model.verdicts.get(&slot) != Some(&Verdict::Failed) {
+            model.verdicts.insert(slot, verdict);
+        }
+        self.publish()
+    }
+
+    /// A model's profile as its engines should agree with it.
+    #[must_use]
+    pub fn profile_of(&self, slot: Slot) -> Option<&Profile> {
+        self.models.iter().find(|m| m.endpoints.contains(&slot)).map(|m| &m.profile)
+    }
+
+    /// How many of each model's endpoints have each verdict.
+    pub fn verdicts(&self) -> impl Iterator<Item = (&str, Verdict, usize)> {
+        let all = [Verdict::Untested, Verdict::Passed, Verdict::Failed];
+        self.models.iter().flat_map(move |model| {
+            all.into_iter().map(move |verdict| {
+                let of = |slot: &Slot| model.verdicts.get(slot).copied().unwrap_or(Verdict::Untested);
+                let count = model.endpoints.iter().filter(|slot| of(slot) == verdict).count();
+                (model.profile.name.as_str(), verdict, count)
+            })
+        })
+    }
+
+    fn publish(&mut self) -> bool {
+        let page = self.profiles().encode();
+        let changed = page != self.page;
+        self.version += u64::from(changed);
+        self.page = page;
+        changed
+    }
+
+    /// The profiles as filters get them.
+    #[must_use]
+    pub fn profiles(&self) -> Profiles {
+        // One name means one thing: what is configured goes before what was heard, and the first model before others.
+        let configured = self.models.iter().flat_map(|m| {
+            let names = m.profile.aliases.iter().chain(&m.profile.adapters);
+            names.chain([&m.profile.name]).map(String::as_str)
+        });
+        let mut taken: BTreeSet<&str> = configured.collect();
+        let mut models = Vec::with_capacity(self.models.len());
+        for model in &self.models {
+            let mut profile = model.profile.clone();
+            for listed in model.listed.values() {
+                for (names, all) in [(&listed.names, &mut profile.aliases), (&listed.adapters, &mut profile.adapters)] {
+                    all.extend(names.iter().filter(|name| taken.insert(name.as_str())).cloned());
+                }
+            }
+            if model.verdicts.values().any(|verdict| *verdict == Verdict::Failed) {
+                SELF_TEST.clone_into(&mut profile.opaque);
+            }
+            models.push(profile);
+        }
+        Profiles { models }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Two models, the first on two endpoints.
+    fn models() -> Models {
+        let profile =
+            |name: &str| Profile { name: name.into(), aliases: vec![format!("{name}-alias")], ..Profile::default() };
+        let zone = |text: &str| Zone::parse(text).unwrap();
+        let mut models = Models::new([(profile("a"), zone("Europe/Berlin")), (profile("b"), zone("UTC"))], 0);
+        for (slot, model) in [(0, "a"), (1, "a"), (2, "b")] {
+            models.add(Slot(slot), model);
+        }
+        models
+    }
+
+    fn listed(names: &[&str], adapters: &[&str]) -> Listed {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Listed { names: owned(names), adapters: owned(adapters) }
+    }
+
+    #[test]
+    fn an_engines_list_tells_names_from_adapters() {
+        let answer = json!({"object": "list", "data": [
+            {"id": "base", "parent": null}, {"id": "short"}, {"id": "ada", "parent": "base"}]});
+        assert_eq!(Listed::read(&answer), Some(listed(&["base", "short"], &["ada"])));
+        assert_eq!(Listed::read(&json!({"error": "no"})), None);
+    }
+
+    #[test]
+    fn names_heard_of_are_added_while_they_are_served() {
+        let mut models = models();
+        let version = models.version();
+        assert_eq!(models.heard(Slot(0), listed(&["a", "big"], &["ada"])), (true, true));
+        assert_eq!(models.heard(Slot(1), listed(&["a"], &["ada", "eva"])), (true, true));
+        let profiles = models.profiles();
+        assert_eq!(profiles.models[0].aliases, ["a-alias", "big"]);
+        assert_eq!(profiles.models[0].adapters, ["ada", "eva"]);
+        assert_eq!(Profiles::decode(models.page()), Some(profiles));
+        assert_eq!(models.version(), version + 2);
+        assert_eq!(models.heard(Slot(1), listed(&["a"], &["ada", "eva"])), (false, true), "nothing new");
+        models.heard(Slot(1), listed(&["a"], &["ada"]));
+        assert_eq!(models.profiles().models[0].adapters, ["ada"]);
+    }
+
+    #[test]
+    fn an_engine_of_another_model_is_not_believed() {
+        let mut models = models();
+        assert_eq!(models.heard(Slot(2), listed(&["else"], &["ada"])), (false, false));
+        assert_eq!(models.heard(Slot(2), listed(&["b-alias"], &["a", "ada"])), (true, true));
+        assert_eq!(models.profiles().models[1].adapters, ["ada"], "one name means one thing");
+    }
+
+    #[test]
+    fn one_engine_that_differs_switches_the_profile_off_until_it_agrees() {
+        let mut models = models();
+        let opaque = |models: &Models| models.profiles().models.into_iter().map(|m| m.opaque).collect::<Vec<_>>();
+        assert!(!models.tested(Slot(0), Verdict::Passed));
+        assert!(models.tested(Slot(1), Verdict::Failed));
+        assert_eq!(opaque(&models), [SELF_TEST, ""]);
+        assert!(!models.tested(Slot(0), Verdict::Passed), "the other one does not make up for it");
+        assert!(!models.tested(Slot(1), Verdict::Untested));
+        assert_eq!(opaque(&models), [SELF_TEST, ""]);
+        let counts: Vec<_> = models.verdicts().filter(|(_, _, count)| *count > 0).collect();
+        assert_eq!(counts, [("a", Verdict::Passed, 1), ("a", Verdict::Failed, 1), ("b", Verdict::Untested, 1)]);
+        assert!(models.tested(Slot(1), Verdict::Passed));
+        assert_eq!(opaque(&models), ["", ""]);
+    }
+
+    #[test]
+    fn profiles_follow_summer_time() {
+        let mut models = models();
+        // 2026-03-29 01:00 UTC.
+        let spring = 1_774_746_000;
+        models.tick(spring - 10);
+        assert_eq!(models.next_change(spring - 10), Some(spring));
+        assert!(models.tick(spring) && !models.tick(spring + 1));
+        let offsets: Vec<i32> = models.profiles().models.iter().map(|m| m.utc_offset).collect();
+        assert_eq!(offsets, [7200, 0]);
+    }
+}

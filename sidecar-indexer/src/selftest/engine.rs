@@ -1,0 +1,248 @@
+//! An engine against what is spelled for it: the bytes of the tokens that it makes of a few requests are their
+//! canonical bytes.
+//!
+//! Engines tell their tokens by `/v1/.../render` (vLLM with `--enable-scale-out`), or else by `/tokenize`, which is the
+//! same for all but the chats of gpt-oss. One request at a time, some six in ten minutes.
+
+use super::Difference;
+use crate::app::App;
+use crate::models::Verdict;
+use crate::tokens::Vocabulary;
+use crate::zone;
+use affinity::Slot;
+use affinity::fleet::{Profile, Profiles, Renderer};
+use affinity::prompt::{Api, Prompts};
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often an engine is tested.
+const EVERY: Duration = Duration::from_mins(10);
+/// How soon one that could not be reached is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long an answer is waited for: a busy engine's front end may be slow.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest answer read.
+const LIMIT: usize = 4 << 20;
+
+/// A request that both sides are asked about.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// What it is, for the log.
+    pub name: &'static str,
+    /// Where it would be sent.
+    pub api: Api,
+    /// Names no model: an engine serves one, under whatever name.
+    pub body: Value,
+}
+
+/// The requests for a model.
+#[must_use]
+pub fn probes(profile: &Profile) -> Vec<Probe> {
+    const TEXT: &str = "  Größe, 東京 and\tشكرا 🙂 e\u{301}:\n\n\n1,234.5 \u{a0}";
+    let tools = json!([{"type": "function", "function": {
+        "name": "weather",
+        "description": "Tells the weather <today> & \"tomorrow\".",
+        "parameters": {"type": "object", "required": ["city"], "properties": {
+            "city": {"type": "string", "description": "Größe, 東京"},
+            "days": {"type": "integer", "minimum": 1, "default": 2.0}}},
+    }}]);
+    let user = json!({"role": "user", "content": "What is the weather in Zürich?"});
+    let asked = json!({"role": "assistant", "content": "", "tool_calls": [{"id": "call00001", "type": "function",
+        "function": {"name": "weather", "arguments": "{\"city\": \"Zürich\", \"days\": 1}"}}]});
+    let told = json!({"role": "tool", "tool_call_id": "call00001", "content": "{\"sky\": \"clear\"}"});
+    let turns = json!([
+        {"role": "system", "content": "You are brief."}, {"role": "user", "content": TEXT},
+        {"role": "assistant", "content": "Yes:\n\n- one\n- two"}, {"role": "user", "content": "And then?"}]);
+    let chat = |name, body| Probe { name, api: Api::Chat, body };
+    let completion = |name, prompt: &str| Probe { name, api: Api::Completions, body: json!({"prompt": prompt}) };
+    let mut all = vec![
+        chat("a chat of one message", json!({"messages": [user]})),
+        chat("a chat of several turns", json!({"messages": turns})),
+        chat("a chat with tools", json!({"messages": [user], "tools": tools})),
+        chat("a chat with a tool's result", json!({"messages": [user, asked, told], "tools": tools})),
+        completion("a completion", TEXT),
+    ];
+    let special: String = profile.special_tokens.iter().map(|(_, token)| format!(" {token} \n{token}")).collect();
+    if !special.is_empty() {
+        all.push(completion("a completion with special tokens", &format!("one{special}two")));
+    }
+    all
+}
+
+/// What keeps an engine from being tested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Untested {
+    /// It does not answer.
+    Unreachable(String),
+    /// It does not tell its tokens for this request.
+    Refused(String),
+}
+
+impl fmt::Display for Untested {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Untested::Unreachable(why) => write!(f, "it cannot be asked: {why}"),
+            Untested::Refused(why) => write!(f, "it does not tell its tokens: {why}"),
+        }
+    }
+}
+
+/// How a test ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Ended {
+    /// This many requests were compared.
+    Passed(usize),
+    /// A request, and what is wrong with it.
+    Failed(&'static str, String),
+    /// Nothing was compared.
+    Untested(Untested),
+}
+
+/// The engine to be tested.
+pub struct Subject {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its address.
+    pub address: String,
+    /// The tokens of its model.
+    pub vocabulary: Arc<Vocabulary>,
+}
+
+/// Tests an engine at once, whenever it comes up, and now and then.
+pub async fn follow(app: Arc<App>, subject: Subject) {
+    let Ok(client) = Client::builder().timeout(PATIENCE).no_proxy().build() else { return };
+    let Some(mut up) = app.retests(subject.slot) else { return };
+    let mut before = None;
+    loop {
+        up.mark_unchanged();
+        let Some(profile) = app.state().models.profile_of(subject.slot).cloned() else { return };
+        let ended = test(&client, &subject, profile).await;
+        if before.as_ref() != Some(&ended) {
+            report(&app, &subject, &ended);
+        }
+        let wait = if matches!(ended, Ended::Untested(Untested::Unreachable(_))) { RETRY } else { EVERY };
+        before = Some(ended);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            changed = up.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn report(app: &App, subject: &Subject, ended: &Ended) {
+    let Subject { slot, address, .. } = subject;
+    let verdict = match ended {
+        Ended::Passed(_) => Verdict::Passed,
+        Ended::Failed(..) => Verdict::Failed,
+        Ended::Untested(_) => Verdict::Untested,
+    };
+    let model = {
+        let mut state = app.state();
+        let changed = state.models.tested(*slot, verdict);
+        let model = state.models.profile_of(*slot).map(|profile| profile.name.clone()).unwrap_or_default();
+        drop(state);
+        if changed {
+            app.changed();
+        }
+        model
+    };
+    match ended {
+        Ended::Passed(compared) => {
+            tracing::info!(model, endpoint = address, compared, "self-test passed: the engine makes the same prompts");
+        }
+        Ended::Failed(probe, difference) => tracing::error!(
+            model,
+            endpoint = address,
+            request = probe,
+            "self-test failed, so no prompt of this model is predicted until it passes: {difference}; see that the \
+             model's options in the configuration (tokenizer, chat_template, time_zone, ...) are those of the engine"
+        ),
+        Ended::Untested(why) => tracing::info!(model, endpoint = address, "self-test not possible: {why}"),
+    }
+}
+
+async fn test(client: &Client, subject: &Subject, profile: Profile) -> Ended {
+    let harmony = profile.renderer == Renderer::Harmony;
+    let mut compared = 0;
+    let mut untested = Untested::Refused("no request could be compared".to_owned());
+    for probe in probes(&profile) {
+        // What is declined here is predicted of no prompt either.
+        let Some(expected) = spelled(&profile, &probe) else { continue };
+        let ids = match ask(client, &subject.address, &probe, harmony).await {
+            Ok(ids) => ids,
+            Err(Untested::Unreachable(why)) => return Ended::Untested(Untested::Unreachable(why)),
+            Err(refused) => {
+                untested = refused;
+                continue;
+            }
+        };
+        // The date may have changed meanwhile.
+        if spelled(&profile, &probe).as_ref() != Some(&expected) {
+            continue;
+        }
+        let mut theirs = Vec::new();
+        if let Some(unknown) = ids.iter().find(|id| subject.vocabulary.get(**id).is_none()) {
+            return Ended::Failed(probe.name, format!("its token {unknown} is not in the vocabulary"));
+        }
+        let _ = subject.vocabulary.spell(&ids, &mut theirs);
+        if let Some(difference) = Difference::between(&theirs, &expected) {
+            return Ended::Failed(probe.name, difference.to_string());
+        }
+        compared += 1;
+    }
+    if compared > 0 { Ended::Passed(compared) } else { Ended::Untested(untested) }
+}
+
+/// A request's canonical bytes, if they are known.
+fn spelled(profile: &Profile, probe: &Probe) -> Option<Vec<u8>> {
+    let (prompts, _) = Prompts::new(Profiles { models: vec![profile.clone()] });
+    let read = prompts.read(probe.api, probe.body.to_string().as_bytes(), zone::now()).prompt.ok()?;
+    read.cut.is_none().then_some(read.bytes)
+}
+
+/// The engine's tokens of a request.
+async fn ask(client: &Client, address: &str, probe: &Probe, harmony: bool) -> Result<Vec<u32>, Untested> {
+    let chat = probe.api == Api::Chat;
+    let render = if chat { "/v1/chat/completions/render" } else { "/v1/completions/render" };
+    if let Some(answer) = post(client, address, render, &probe.body).await? {
+        let first = answer.get(0).unwrap_or(&answer);
+        return ids(first.get("token_ids")).ok_or_else(|| Untested::Refused(format!("{render} answers otherwise")));
+    }
+    if harmony && chat {
+        return Err(Untested::Refused("only /render would, with --enable-scale-out".to_owned()));
+    }
+    match post(client, address, "/tokenize", &probe.body).await? {
+        Some(answer) => {
+            ids(answer.get("tokens")).ok_or_else(|| Untested::Refused("/tokenize answers otherwise".to_owned()))
+        }
+        None => Err(Untested::Refused("it has neither /render nor /tokenize".to_owned())),
+    }
+}
+
+/// An answer; `None` where there is no such path.
+async fn post(client: &Client, address: &str, path: &str, body: &Value) -> Result<Option<Value>, Untested> {
+    let failed = |error: reqwest::Error| Untested::Unreachable(format!("{path}: {error}"));
+    let mut response = client.post(format!("http://{address}{path}")).json(body).send().await.map_err(failed)?;
+    let status = response.status();
+    if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
+        return Ok(None);
+    }
+    if !status.is_success() {
+        return Err(Untested::Refused(format!("{path} answers {status}")));
+    }
+    let mut text = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        if text.len() + chunk.len() > LIMIT {
+            return Err(Untested::Refused(format!("{path} answers more than {LIMIT} bytes")));
+        }
+        text.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&text).map(Some).map_err(|_| Untested::Refused(format!("{path} answers no JSON")))
+}
+
+fn ids(list: Option<&Value>) -> Option<Vec<u32>> {
+    list?.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+}

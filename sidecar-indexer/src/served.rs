@@ -1,0 +1,48 @@
+//! Which names an engine serves: its `/v1/models`.
+
+use crate::app::App;
+use crate::models::Listed;
+use affinity::Slot;
+use anyhow::{Context, Result};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+
+/// How often an engine is asked: adapters come and go while it runs.
+const EVERY: Duration = Duration::from_secs(30);
+/// How soon one that does not answer is asked again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Asks an endpoint again and again.
+pub async fn follow(app: Arc<App>, slot: Slot, address: String, model: String) {
+    let client = reqwest::Client::builder().timeout(EVERY).no_proxy().build();
+    let Ok(client) = client else { return };
+    let url = format!("http://{address}/v1/models");
+    let mut told = false;
+    let mut ticks = tokio::time::interval(RETRY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match ask(&client, &url).await {
+            Ok(listed) => {
+                let names = listed.names.clone();
+                if !app.heard(slot, listed) && !std::mem::replace(&mut told, true) {
+                    tracing::warn!(
+                        model,
+                        endpoint = address,
+                        ?names,
+                        "the engine serves neither the model's name nor an alias of it: requests by these names would \
+                         fail there; see the endpoint's model, and that model's name and aliases"
+                    );
+                }
+                ticks.reset_after(EVERY);
+            }
+            Err(error) => tracing::debug!(url, %error, "the engine does not say what it serves"),
+        }
+    }
+}
+
+async fn ask(client: &reqwest::Client, url: &str) -> Result<Listed> {
+    let answer = client.get(url).send().await?.error_for_status()?.json().await?;
+    Listed::read(&answer).context("this is no list of models")
+}
