@@ -78,6 +78,12 @@ impl Generator<'_> {
     }
 
     fn add_kwargs(&mut self, body: &mut Map<String, Value>) {
+        if !self.hints.needed.is_empty() && self.rng.random_bool(0.9) {
+            let kwargs: Map<String, Value> =
+                self.hints.needed.iter().map(|name| (name.clone(), self.text().into())).collect();
+            body.insert("chat_template_kwargs".to_owned(), kwargs.into());
+            return;
+        }
         if !self.rng.random_bool(if self.hints.variables.is_empty() { 0.2 } else { 0.5 }) {
             return;
         }

@@ -145,7 +145,8 @@ impl Generator<'_> {
 
     /// Descriptions, titles, defaults.
     fn garnish(&mut self, schema: &mut Map<String, Value>) {
-        if self.rng.random_bool(0.5) {
+        // Cohere's first templates take no parameter without.
+        if self.rng.random_bool(if self.hints.is_for_tools { 0.97 } else { 0.5 }) {
             schema.insert("description".to_owned(), self.text().into());
         }
         if self.rng.random_bool(0.15) {
