@@ -66,6 +66,9 @@ impl Encoder {
         for (id, bytes) in &tokens {
             ensure!(ids.insert(*id) && texts.insert(bytes.as_slice()), "token {id} is there twice");
         }
+        // It would never end, or panic.
+        ensure!(special.iter().all(|(_, text)| !text.is_empty()), "a special token is empty");
+        ensure!((0..=u8::MAX).all(|byte| texts.contains([byte].as_slice())), "some bytes have no token");
         let special = special.into_iter().map(|(id, text)| (text, id)).collect();
         let tokens = tokens.into_iter().map(|(id, bytes)| (bytes, id)).collect();
         Ok(Self::Tiktoken(Cow::Owned(CoreBPE::new(tokens, special, words)?)))

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tiktoken_rs::tokenizer::Tokenizer;
 
 /// The words of Qwen's first tokenizer.
@@ -56,7 +56,10 @@ impl Vocabulary {
         for (id, text) in &special {
             this.insert(*id, text.as_bytes())?;
         }
-        if special.is_empty() {
+        // Without these the library would panic, or never end.
+        let bytes: BTreeSet<u8> =
+            tokens.iter().filter(|(_, b)| b.len() == 1).filter_map(|(_, b)| b.first().copied()).collect();
+        if special.is_empty() || special.values().any(String::is_empty) || bytes.len() < 256 {
             return Ok(this);
         }
         let encoder = Encoder::of_ranks(tokens, special.into_iter().collect(), if qwen { QWEN } else { OTHERS })?;
