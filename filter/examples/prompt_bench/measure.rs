@@ -30,7 +30,7 @@ pub struct Chat {
     pub prompt: String,
 }
 
-/// Nanoseconds per chat, and what came out.
+/// Nanoseconds that a chat takes, each the median over those timed, and what came out.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Round {
     /// Body to fingerprints.
@@ -50,41 +50,44 @@ const NOW: i64 = 1_750_000_000;
 
 /// Times a case once, and checks every answer. The error says which was wrong.
 pub fn measure(case: &Case) -> Result<Round, String> {
-    let digest = check(case)?;
+    let expected = check(case)?;
     let prompts = prompts(case)?;
     let mut out = Vec::new();
     for chat in &case.before {
         warmpath(&prompts, chat, &mut out)?;
     }
-    let (mut timed_digest, mut bytes) = (0, Vec::with_capacity(case.timed.len()));
-    let start = Instant::now();
+    let (mut digest, mut times) = (0, Vec::new());
     for chat in &case.timed {
+        let start = Instant::now();
         warmpath(&prompts, chat, &mut out)?;
-        timed_digest = digested(timed_digest, &out);
+        times.push(start.elapsed());
+        digest = digested(digest, &out);
     }
-    let warmpath_time = start.elapsed();
-    if timed_digest != digest {
+    if digest != expected {
         return Err("the fingerprints of the run that was timed differ".to_owned());
     }
+    let mut hash_times = Vec::new();
     for chat in &case.timed {
-        bytes.push(spelled(&prompts, chat)?);
-    }
-    let start = Instant::now();
-    for prompt in &bytes {
+        let prompt = spelled(&prompts, chat)?;
+        let start = Instant::now();
         out.clear();
         fingerprints(Stride::default(), prompt.root, black_box(&prompt.bytes), &mut out);
-        black_box(&out);
+        hash_times.push(start.elapsed());
     }
-    let fingerprints_time = start.elapsed();
-    let (tokens, tokenising_time) = tokenise(case)?;
-    let per_chat = |time: Duration| time.as_nanos() as f64 / case.timed.len() as f64;
+    let (tokens, tokenising) = tokenise(case)?;
     Ok(Round {
-        warmpath_ns: per_chat(warmpath_time),
-        fingerprints_ns: per_chat(fingerprints_time),
-        tokenising_ns: per_chat(tokenising_time),
+        warmpath_ns: median(times),
+        fingerprints_ns: median(hash_times),
+        tokenising_ns: median(tokenising),
         tokens,
         digest,
     })
+}
+
+/// Not the mean: on a busy machine some are interrupted.
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times.get(times.len() / 2).map_or(0.0, |time| time.as_nanos() as f64)
 }
 
 /// What is timed, but with every prompt compared, and by `Prompts` of its own, which forget what they have seen.
@@ -134,22 +137,22 @@ fn digested(digest: u64, fingerprints: &[Fingerprint]) -> u64 {
     digest.rotate_left(5).wrapping_add(last ^ fingerprints.len() as u64)
 }
 
-/// The tokens of gpt-oss's vocabulary, without looking for special tokens, which would take longer.
-fn tokenise(case: &Case) -> Result<(usize, Duration), String> {
+/// The tokens of gpt-oss's vocabulary, without looking for special tokens, which would take longer. How many there
+/// are, and the time each chat takes.
+fn tokenise(case: &Case) -> Result<(usize, Vec<Duration>), String> {
     let tokenizer = o200k_harmony_singleton();
     for chat in &case.before {
         black_box(tokenizer.encode_ordinary(&chat.prompt));
     }
-    let mut all = Vec::with_capacity(case.timed.len());
-    let start = Instant::now();
+    let (mut count, mut times) = (0, Vec::new());
     for chat in &case.timed {
-        all.push(tokenizer.encode_ordinary(black_box(&chat.prompt)));
-    }
-    let time = start.elapsed();
-    for (chat, tokens) in case.timed.iter().zip(&all) {
-        if tokenizer.decode_bytes(tokens).ok().as_deref() != Some(chat.prompt.as_bytes()) {
+        let start = Instant::now();
+        let tokens = tokenizer.encode_ordinary(black_box(&chat.prompt));
+        times.push(start.elapsed());
+        if tokenizer.decode_bytes(&tokens).ok().as_deref() != Some(chat.prompt.as_bytes()) {
             return Err("the tokens do not spell the prompt".to_owned());
         }
+        count += tokens.len();
     }
-    Ok((all.iter().map(Vec::len).sum(), time))
+    Ok((count, times))
 }

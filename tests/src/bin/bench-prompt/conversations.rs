@@ -24,7 +24,7 @@ const MESSAGES: [usize; TENANTS as usize] = [3, 9, 15];
 /// Calls of tools, by tenant.
 const CALLS: [usize; TENANTS as usize] = [2, 4, 7];
 /// Chats asked before: some of each tenant.
-const BEFORE: u64 = 4 * TENANTS;
+const BEFORE: u64 = 2 * TENANTS;
 /// The system message's share of all text.
 const SYSTEM_SHARE: f64 = 0.2;
 /// What a body is at most shorter than asked for, in bytes.
@@ -87,7 +87,7 @@ impl Conversation {
         let (mut of_tenant, mut random) = (StdRng::seed_from_u64(u64::MAX - tenant), StdRng::seed_from_u64(number));
         let system = text(&mut of_tenant, (bytes as f64 * SYSTEM_SHARE) as usize);
         let tools = match kind {
-            Kind::Texts => Vec::new(),
+            Kind::Texts | Kind::LineBreaks => Vec::new(),
             Kind::NewTools => tools(&mut random),
             Kind::KnownTools | Kind::Calls => tools(&mut of_tenant),
         };

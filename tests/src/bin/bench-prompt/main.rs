@@ -22,7 +22,7 @@ use report::{Both, Row};
 const CASES: [(&str, Kind, usize, u64); 7] = [
     ("1 KB", Kind::Texts, 1024, 256),
     ("30 KB", Kind::Texts, 30 * 1024, 36),
-    ("400 KB", Kind::Texts, 400 * 1024, 6),
+    ("400 KB", Kind::Texts, 400 * 1024, 9),
     ("30 KB, some line breaks at ends", Kind::LineBreaks, 30 * 1024, 36),
     ("30 KB, 20 tools not seen before", Kind::NewTools, 30 * 1024, 36),
     ("30 KB, 20 tools seen before", Kind::KnownTools, 30 * 1024, 36),
@@ -34,9 +34,10 @@ const WARM_UP: u32 = 3;
 /// Times how a chat's body becomes fingerprints (parsing, the model's template, hashing), and tokenising its prompt.
 ///
 /// Both natively and in the V8 of a real Envoy, in turns. The chats are different ones of three tenants; each is timed
-/// the first time it is seen, by a filter that has seen others of these tenants. Every prompt is compared with one that is put together by hand,
-/// fingerprints in Envoy with those of the native run, and tokens are turned back into text. Tokenising is tiktoken-rs
-/// with the vocabulary of gpt-oss (o200k_harmony), without a look for special tokens.
+/// once a round, by a filter that has seen others of these tenants. A round's figure is the median over its chats.
+/// Every prompt is compared with one that is put together by hand, fingerprints in Envoy with those of the native run,
+/// and tokens are turned back into text. Tokenising is tiktoken-rs with the vocabulary of gpt-oss (o200k_harmony),
+/// without a look for special tokens.
 ///
 /// Example: cargo xtask bench prompt --json prompt.json
 #[derive(Parser)]
