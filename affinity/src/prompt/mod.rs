@@ -8,6 +8,7 @@
 //! that changes the prompt in a way this module does not reproduce makes the prompt [`Unknown`], with its reason.
 
 mod body;
+mod composition;
 mod conversation;
 mod copying;
 #[cfg(test)]

@@ -4,16 +4,14 @@
 //! nearly always, the text is looked through at memory speed and kept.
 
 use super::Unknown;
-use super::scan::{any_place, highest};
+use super::composition::Composition;
+use super::scan::any_place;
 use crate::fleet::{AddedToken, PrefixSpace, Spelling, SpellingStep};
 use std::borrow::Cow;
 use std::cell::Cell;
-use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// SentencePiece's mark for a space.
 const MARK: &str = "\u{2581}";
-/// Bytes from here on begin characters from U+0300 on, which composition may change.
-const COMPOSES_FROM: u8 = 0xCC;
 
 /// A model's [`Spelling`], made ready.
 #[derive(Debug)]
@@ -22,7 +20,7 @@ pub struct Speller {
     first: Tokens,
     /// Looked for in pieces that the steps were done to.
     second: Tokens,
-    steps: Vec<SpellingStep>,
+    steps: Steps,
     prefix_space: PrefixSpace,
     marks: bool,
     /// All that can happen to a text.
@@ -41,18 +39,18 @@ impl Speller {
     /// Makes a spelling ready.
     #[must_use]
     pub fn new(spelling: &Spelling) -> Self {
-        let steps = spelling.steps.clone();
+        let steps = Steps::new(&spelling.steps);
         let (second, first): (Vec<_>, Vec<_>) = spelling.added.iter().partition(|token| token.normalized);
         let strips = spelling.added.iter().any(|token| token.lstrip || token.rstrip);
         let pieces_stay = spelling.prefix_space == PrefixSpace::Never && !spelling.marks;
-        let does = match steps.as_slice() {
+        let does = match spelling.steps.as_slice() {
             [] if pieces_stay && !strips => Does::Nothing,
             [SpellingStep::Nfc] if pieces_stay && !strips => Does::Composes,
             _ => Does::More,
         };
         Self {
             first: Tokens::new(first.into_iter().map(|token| (token.text.clone(), token))),
-            second: Tokens::new(second.into_iter().map(|token| (done(&steps, &token.text).into_owned(), token))),
+            second: Tokens::new(second.into_iter().map(|token| (steps.done(&token.text).into_owned(), token))),
             prefix_space: spelling.prefix_space,
             marks: spelling.marks,
             steps,
@@ -67,7 +65,7 @@ impl Speller {
     pub fn spell(&self, text: String) -> Result<String, Unknown> {
         match self.does {
             Does::Nothing => return Ok(text),
-            Does::Composes if highest(text.as_bytes()) < COMPOSES_FROM => return Ok(text),
+            Does::Composes if self.steps.compose(&text).is_none() => return Ok(text),
             Does::Composes | Does::More => {}
         }
         self.spelled(&text).map(|(spelled, _)| spelled)
@@ -101,7 +99,7 @@ impl Speller {
                 Ok(())
             }
             Found::Text(piece) => {
-                let piece = done(&self.steps, piece);
+                let piece = self.steps.done(piece);
                 self.second.split(&piece, |part, within| {
                     match part {
                         Found::Token(token) => out.push_str(token),
@@ -131,31 +129,39 @@ impl Speller {
     }
 }
 
-/// A piece after the steps.
-fn done<'t>(steps: &[SpellingStep], piece: &'t str) -> Cow<'t, str> {
-    let mut piece = Cow::Borrowed(piece);
-    for step in steps {
-        let changed = match step {
-            SpellingStep::Nfc if is_composed(&piece) => None,
-            SpellingStep::Nfc => Some(piece.nfc().map(|(c, _)| c).collect()),
-            SpellingStep::Prepend(_) if piece.is_empty() => None,
-            SpellingStep::Prepend(text) => Some([text.as_str(), &piece].concat()),
-            SpellingStep::Replace(from, to) => replaced(&piece, from, to),
-        };
-        piece = changed.map_or(piece, Cow::Owned);
-    }
-    piece
+/// What is done to each piece.
+#[derive(Debug)]
+struct Steps {
+    steps: Vec<SpellingStep>,
+    /// Only read where a step needs it.
+    composition: Option<Composition>,
 }
 
-/// False where it may not be.
-fn is_composed(text: &str) -> bool {
-    // Neither composed with others nor out of order.
-    let inert = |c| {
-        matches!(c, '\0'..'\u{300}' | '\u{2010}'..='\u{2027}' | '\u{3001}'..='\u{3002}' | '\u{3041}'..='\u{3096}'
-            | '\u{30A0}'..='\u{30FF}' | '\u{4E00}'..='\u{9FFF}' | '\u{AC00}'..='\u{D7A3}' | '\u{FF01}'..='\u{FF5E}')
-    };
-    highest(text.as_bytes()) < COMPOSES_FROM
-        || is_nfc_quick(text.chars().map(|c| if inert(c) { ' ' } else { c })) == IsNormalized::Yes
+impl Steps {
+    fn new(steps: &[SpellingStep]) -> Self {
+        let composes = steps.contains(&SpellingStep::Nfc);
+        Self { steps: steps.to_vec(), composition: composes.then(Composition::new) }
+    }
+
+    /// `None`: it is composed, or nothing composes it.
+    fn compose(&self, text: &str) -> Option<String> {
+        self.composition.as_ref()?.compose(text)
+    }
+
+    /// A piece after the steps.
+    fn done<'t>(&self, piece: &'t str) -> Cow<'t, str> {
+        let mut piece = Cow::Borrowed(piece);
+        for step in &self.steps {
+            let changed = match step {
+                SpellingStep::Nfc => self.compose(&piece),
+                SpellingStep::Prepend(_) if piece.is_empty() => None,
+                SpellingStep::Prepend(text) => Some([text.as_str(), &piece].concat()),
+                SpellingStep::Replace(from, to) => replaced(&piece, from, to),
+            };
+            piece = changed.map_or(piece, Cow::Owned);
+        }
+        piece
+    }
 }
 
 /// The text with all of `from` replaced; `None` if there is none.
