@@ -15,3 +15,4 @@ pub mod harness;
 pub mod load;
 pub mod sim;
 pub mod vllm;
+pub mod vocabularies;

@@ -5,16 +5,18 @@ use super::copying::copying;
 use super::jinja::text::{python_space, strip};
 use super::jinja::time::LocalTime;
 use super::jinja::values::{DOUBT, list, record, value};
-use super::jinja::{CLOCK, environment, prepared, screen, syntax, takes_parts, tree};
+use super::jinja::{CLOCK, environment, ordered, prepared, screen, syntax, takes_parts, tree};
 use super::json::{Json, field};
 use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
 use super::turns::{Seen, SeenPart, Turn, documents, messages, tool, turns};
 use super::{Rendered, Unknown};
 use crate::fleet::{Profile, Profiles, Renderer, Template};
+use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeSet;
 
 /// Compiled templates and their skeletons.
 pub(super) struct Templates {
@@ -31,6 +33,8 @@ struct Known {
     source: String,
     takes_parts: bool,
     knows_developers: bool,
+    /// Variables that must not be truth values.
+    ordered: BTreeSet<String>,
     skeletons: RefCell<Skeletons>,
 }
 
@@ -108,18 +112,20 @@ impl Templates {
     fn add(&mut self, template: &Template, marked: bool) -> Result<usize, String> {
         let number = self.templates.len();
         let source = prepared(&template.source);
-        let copies = {
+        let (copies, ordered) = {
             let tree = tree(&source).ok_or_else(|| format!("the template {:?} cannot be parsed", template.name))?;
             if let Some(why) = screen(&source, &tree) {
                 return Err(why.to_owned());
             }
-            syntax().filter(|_| !marked && !template.takes_parts).and_then(|syntax| copying(&source, syntax).ok())
+            let followed = syntax().filter(|_| !marked && !template.takes_parts);
+            (followed.and_then(|syntax| copying(&source, syntax).ok()), ordered(&tree))
         };
         self.compiled.add_template_owned(number.to_string(), source.clone()).map_err(|e| e.to_string())?;
         self.templates.push(Known {
             number: number.to_string(),
             knows_developers: source.contains("\"developer\"") || source.contains("'developer'"),
             takes_parts: template.takes_parts,
+            ordered,
             source,
             skeletons: RefCell::new(Skeletons::new(copies)),
         });
@@ -276,6 +282,10 @@ impl Known {
         let given = given.filter(|documents| !documents.is_null());
         all.push(("documents".into(), given.map_or(Ok(Value::from(())), documents)?));
         all.push(("add_generation_prompt".into(), Value::from(conversation.add_generation_prompt.unwrap_or(true))));
+        let ordered = |name: &Value| name.as_str().is_some_and(|name| self.ordered.contains(name));
+        if all.iter().any(|(name, value)| value.kind() == ValueKind::Bool && ordered(name)) {
+            return Err(Unknown::Template);
+        }
         all.push((CLOCK.into(), Value::from(now.0)));
         Ok(all)
     }

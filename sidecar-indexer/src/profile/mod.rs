@@ -14,7 +14,7 @@ mod templates;
 
 use crate::canonical::Encoder;
 use crate::config::{Bos, Model, TokenizerMode};
-use crate::tokens::{Kind, SentencePiece, Tekken, Vocabulary, read_json, version};
+use crate::tokens::{Kind, Piece, SentencePiece, Tekken, Vocabulary, read_json, version};
 use added::Named;
 use affinity::fleet::{MistralFormat, PrefixSpace, Profile, Renderer, Spelling, SpellingStep};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -242,7 +242,9 @@ fn sentencepiece(model: &SentencePiece) -> Result<Spelling> {
     ensure!(!model.changes_characters, "its normalizer changes texts (a table of characters)");
     ensure!(!model.squeezes_spaces, "its normalizer removes spaces");
     ensure!(model.escapes_spaces, "it does not mark spaces");
-    ensure!(model.pieces.iter().all(|p| p.kind != Kind::UserDefined), "it has tokens that are cut out first");
+    // Cut out of texts first, but that tells in no byte unless spaces are in them.
+    let spaced = |piece: &Piece| piece.kind == Kind::UserDefined && piece.text.contains([' ', '\u{2581}']);
+    ensure!(!model.pieces.iter().any(spaced), "it has tokens with spaces that are cut out first");
     let steps = if model.dummy_prefix { vec![SpellingStep::Prepend(" ".to_owned())] } else { Vec::new() };
     Ok(Spelling { added: Vec::new(), steps, prefix_space: PrefixSpace::Never, marks: true })
 }

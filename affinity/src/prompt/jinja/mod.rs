@@ -14,7 +14,7 @@ pub(super) mod values;
 mod walk;
 
 pub use content_format::takes_parts;
-pub(super) use screen::screen;
+pub(super) use screen::{ordered, screen};
 
 use minijinja::machinery::ast::Stmt;
 use minijinja::machinery::parse;

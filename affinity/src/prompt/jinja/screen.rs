@@ -34,6 +34,47 @@ pub(in crate::prompt) fn screen(source: &str, tree: &Stmt<'_>) -> Option<&'stati
     }
 }
 
+/// Variables that the template compares by order. Python takes a truth value for a number there, minijinja does not.
+pub(in crate::prompt) fn ordered(tree: &Stmt<'_>) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    statement(tree, &mut |node| match node {
+        Node::Expr(Expr::BinOp(binary))
+            if matches!(binary.op, BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte) =>
+        {
+            operands(&binary.left, &mut names);
+            operands(&binary.right, &mut names);
+        }
+        // Several in a row.
+        Node::Expr(Expr::Compare(compare)) => {
+            operands(&compare.expr, &mut names);
+            compare.ops.iter().for_each(|op| operands(&op.expr, &mut names));
+        }
+        _ => {}
+    });
+    names
+}
+
+/// The variables whose values an operand may have.
+fn operands(e: &Expr<'_>, names: &mut BTreeSet<String>) {
+    match e {
+        Expr::Var(variable) => {
+            names.insert(variable.id.to_owned());
+        }
+        Expr::Filter(filter) if ["default", "d"].contains(&filter.name) => {
+            filter.expr.iter().for_each(|of| operands(of, names));
+        }
+        Expr::IfExpr(choice) => {
+            operands(&choice.true_expr, names);
+            choice.false_expr.iter().for_each(|other| operands(other, names));
+        }
+        Expr::BinOp(binary) => {
+            operands(&binary.left, names);
+            operands(&binary.right, names);
+        }
+        _ => {}
+    }
+}
+
 /// Python keeps the backslash of `\/`, and knows escapes that minijinja does not.
 fn odd_escape(source: &str) -> bool {
     let mut chars = source.chars();
@@ -117,6 +158,14 @@ impl<'a> Safe<'a> {
 mod tests {
     use super::super::tree;
     use super::*;
+
+    #[test]
+    fn what_is_compared_by_order_is_known() {
+        let names = ordered(
+            &tree("{% if a.b | length <= c and d == e %}{{ f[1:] }}{% endif %}{{ 1 < g(h) < x | d(3) }}").unwrap(),
+        );
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), ["c", "x"]);
+    }
 
     #[test]
     fn what_would_be_read_otherwise_is_refused() {

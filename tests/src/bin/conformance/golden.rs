@@ -16,13 +16,17 @@ const EACH: usize = 5;
 /// Longest request and answer together, in bytes: the file is part of the repository.
 const LONGEST: usize = 2600;
 
+/// The first line.
+const ABOUT: &str = "Chat templates as llama.cpp carries them (MIT; in PyPI's llama-cpp-python 0.3.36), each followed by \
+    requests that `cargo xtask conformance --write-golden` has chosen, and the text that vLLM 0.32.0's tokens spell.";
+
 /// Chooses requests and writes `tests/fixtures/conformance/templates.jsonl`: a line with each template's source, and
 /// lines with its requests behind it.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write(templates: &[Template], cases: &[Case]) -> Result<()> {
-    let mut lines = String::new();
+    let mut lines = format!("{}\n", json!({"about": ABOUT}));
     for template in templates {
         let Template { name, source, .. } = template;
         let renders = Renders::jinja(source);

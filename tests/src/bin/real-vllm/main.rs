@@ -5,7 +5,9 @@
 //! saw it is held against what the engine reports afterwards.
 
 mod evictions;
+mod gateway;
 mod judge;
+mod prompts;
 mod traffic;
 
 use std::fs;
@@ -21,10 +23,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
-use warmpath_tests::harness::{Client, Envoy, EnvoyConfig, EnvoyOptions, Indexer, Reply, eventually};
+use warmpath_tests::harness::{Client, Reply};
 use warmpath_tests::vllm::{Counters, Install, MODEL, Replica, ReplicaOptions, VERSION};
 
 use crate::evictions::Evictions;
+use crate::gateway::Gateway;
 use crate::judge::{Counts, Seen};
 use crate::traffic::{Answer, Traffic, Turn};
 
@@ -68,6 +71,10 @@ struct Cli {
     /// Which vLLM: 0.32.0, or 0.22.1 for the older encoding of KV events.
     #[arg(long, default_value = VERSION)]
     vllm_version: String,
+    /// Instead, check prompts: each kind of request once, against the token ids that the engine makes of it. Fails if the
+    /// filter spells one otherwise, or expects more than the engine has cached. Takes two minutes or so.
+    #[arg(long)]
+    prompts: bool,
     /// Also write the counts, and every request, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -103,6 +110,9 @@ async fn perform(cli: &Cli) -> Result<Vec<String>> {
 async fn check(cli: &Cli) -> Result<Vec<String>> {
     let install = Install::locate(&cli.vllm_version)?;
     install.complete(&cli.vllm_version).await?;
+    if cli.prompts {
+        return prompts::check(cli, &install).await;
+    }
     let mut setting = Setting::start(cli, &install).await?;
     let seen = setting.observe(cli).await?;
     let counts = Counts::of(&seen, cli.block_size);
@@ -141,8 +151,7 @@ struct Report<'a> {
 
 /// Everything that runs.
 struct Setting {
-    envoy: Envoy,
-    _indexer: Indexer,
+    gateway: Gateway,
     replicas: Vec<Replica>,
     evictions: Evictions,
     client: Client,
@@ -166,20 +175,9 @@ impl Setting {
         let endpoints: Vec<Value> = replicas.iter().map(Replica::endpoint).collect();
         let models = json!([{"name": MODEL, "tokenizer": install.model}]);
         let indexer = json!({"stride_bytes": cli.stride_bytes, "models": models, "endpoints": endpoints});
-        let indexer = Indexer::start(indexer).await?;
-        let mut config = EnvoyConfig::shipped("warmpath.yaml")?;
         let addresses: Vec<SocketAddr> = replicas.iter().map(|replica| replica.address).collect();
-        config.set_endpoints("engines", &addresses)?;
-        config.set_endpoints("warmpath_indexer", &[indexer.address])?;
-        let mut envoy = Envoy::start(EnvoyOptions::new(config)).await?;
-        eventually("the filter has a fleet and prompt profiles", Duration::from_secs(30), async || {
-            envoy.process.ensure_running()?;
-            let stats = envoy.stats("wasmcustom.warmpath.default.sync.").await?;
-            let heard = |name: &str| stats.iter().any(|(stat, value)| stat.ends_with(name) && *value > 0);
-            Ok(heard(".fleet_news") && heard(".profiles_news"))
-        })
-        .await?;
-        Ok(Self { envoy, _indexer: indexer, replicas, evictions, client })
+        let gateway = Gateway::start(indexer, &addresses).await?;
+        Ok(Self { gateway, replicas, evictions, client })
     }
 
     /// Sends the requests, one after the other.
@@ -192,7 +190,7 @@ impl Setting {
         while seen.len() < cli.requests {
             sleep_until(next).await;
             let turn = traffic.next()?;
-            let url = self.envoy.url("/v1/chat/completions");
+            let url = self.gateway.envoy.url("/v1/chat/completions");
             let reply = self.client.post(&url, &[("x-warmpath-debug", "1")], &turn.body).await?;
             next = Instant::now() + Duration::from_millis(cli.pause_ms);
             ensure!(reply.status == 200, "a request failed: {} {}", reply.status, reply.body);
@@ -302,14 +300,17 @@ impl Progress {
     fn show(&self, seen: &[Seen], block: u64) {
         let beside = seen.iter().filter(|s| s.over(block) || s.under(block)).count();
         let evictions = seen.last().map_or(0, |s| s.evictions);
-        let message = format!("more than a block beside: {beside}, evictions: {evictions}");
+        self.at(seen.len(), &format!("more than a block beside: {beside}, evictions: {evictions}"));
+    }
+
+    fn at(&self, requests: usize, message: &str) {
         if self.0.is_hidden() {
-            if seen.len().is_multiple_of(25) {
-                say(&format!("{} requests; {message}", seen.len()));
+            if requests.is_multiple_of(25) {
+                say(&format!("{requests} requests; {message}"));
             }
         } else {
-            self.0.set_message(message);
-            self.0.set_position(seen.len() as u64);
+            self.0.set_message(message.to_owned());
+            self.0.set_position(requests as u64);
         }
     }
 }
