@@ -222,12 +222,19 @@ async fn ask(client: &Client, address: &str, probe: &Probe, harmony: bool) -> Re
     }
 }
 
-/// An answer; `None` where there is no such path.
+/// An answer; `None` where there is no such path, or it is switched off.
 async fn post(client: &Client, address: &str, path: &str, body: &Value) -> Result<Option<Value>, Untested> {
     let failed = |error: reqwest::Error| Untested::Unreachable(format!("{path}: {error}"));
     let mut response = client.post(format!("http://{address}{path}")).json(body).send().await.map_err(failed)?;
     let status = response.status();
-    if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
+    // 403 is vLLM's answer without `--enable-scale-out`.
+    const ABSENT: [StatusCode; 4] = [
+        StatusCode::FORBIDDEN,
+        StatusCode::NOT_FOUND,
+        StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::NOT_IMPLEMENTED,
+    ];
+    if ABSENT.contains(&status) {
         return Ok(None);
     }
     if !status.is_success() {
@@ -300,7 +307,7 @@ mod tests {
         for way in ["render", "tokenize"] {
             let (p, v) = (profile.clone(), vocabulary.clone());
             let address = engine(move |path, body| match path {
-                _ if !path.ends_with(way) => (404, json!({"detail": "Not Found"})),
+                _ if !path.ends_with(way) => (403, json!({"error": {"type": "PermissionDeniedError"}})),
                 "/v1/completions/render" => (200, json!([{"token_ids": tokens(&p, &v, body)}])),
                 "/v1/chat/completions/render" => (200, json!({"token_ids": tokens(&p, &v, body)})),
                 _ => (200, json!({"tokens": tokens(&p, &v, body)})),

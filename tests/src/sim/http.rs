@@ -44,14 +44,17 @@ pub struct App {
 
 type Shared = State<Arc<App>>;
 
-/// All routes. `port` goes into the `x-engine` header of every reply; `scale_out` adds those that tell a prompt's tokens.
+/// All routes. `port` goes into the `x-engine` header of every reply; without `scale_out`, those that tell a prompt's
+/// tokens refuse to.
 pub fn router(app: App, port: u16, scale_out: bool) -> Router {
     let name = HeaderValue::from(port);
-    let render = Router::new()
-        .route("/v1/completions/render", post(render_completions))
-        .route("/v1/chat/completions/render", post(render_chat));
+    let (completions_render, chat_render) = match scale_out {
+        true => (post(render_completions), post(render_chat)),
+        false => (post(render_disabled), post(render_disabled)),
+    };
     Router::new()
-        .merge(if scale_out { render } else { Router::new() })
+        .route("/v1/completions/render", completions_render)
+        .route("/v1/chat/completions/render", chat_render)
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/models", get(models))
@@ -153,6 +156,11 @@ async fn tokenize(State(app): Shared, body: Bytes) -> Response {
         }
         Err(refusal) => refusal.into_response(),
     }
+}
+
+async fn render_disabled() -> Refusal {
+    let message = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.";
+    Refusal { status: 403, message: message.into() }
 }
 
 async fn render_completions(State(app): Shared, body: Bytes) -> Response {

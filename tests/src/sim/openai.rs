@@ -21,6 +21,7 @@ impl Refusal {
     /// The body that goes with the status.
     pub fn body(&self) -> Value {
         let kind = match self.status {
+            403 => "PermissionDeniedError",
             404 => "NotFoundError",
             503 => "ServiceUnavailableError",
             500.. => "InternalServerError",
