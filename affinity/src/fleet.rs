@@ -140,6 +140,9 @@ pub struct Profiles {
     pub models: Vec<Profile>,
 }
 
+/// [`Profile::opaque`] of a model whose prompts were found to differ from what an engine makes of them.
+pub const SELF_TEST: &str = "self_test";
+
 /// How one model's prompt is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
@@ -167,7 +170,7 @@ pub struct Profile {
     pub spelling: Spelling,
     /// The engine's clock against UTC, in seconds east.
     pub utc_offset: i32,
-    /// Why none of its prompts can be known, in a word; empty if they can. Set when a self-test has failed, too.
+    /// Why none of its prompts can be known, in a word; empty if they can. [`SELF_TEST`] if an engine does not agree.
     pub opaque: String,
     /// Prompts given as token ids are in the table, in a namespace of their own.
     pub token_ids: bool,

@@ -2,16 +2,14 @@
 
 use crate::config::{ContentFormat, Model};
 use crate::profile::{self, Loaded};
+use crate::selftest::spelling::{self, Outcome};
 use crate::zone::Zone;
 use affinity::Slot;
-use affinity::fleet::{Profile, Profiles, Renderer};
+use affinity::fleet::{Profile, Profiles, Renderer, SELF_TEST};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-
-/// The word for profiles that engines do not agree with.
-pub const SELF_TEST: &str = "self_test";
 
 /// Reads a model's files and adds what is configured; relative paths start at `base`.
 ///
@@ -40,6 +38,24 @@ pub fn load(model: &Model, base: &Path) -> Result<Loaded> {
                     .to_owned(),
             );
         }
+    }
+    Ok(loaded)
+}
+
+/// As [`load`]; a profile that its own tokenizer does not agree with is switched off.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_tested(model: &Model, base: &Path) -> Result<Loaded> {
+    let mut loaded = load(model, base)?;
+    if let Outcome::Tested { differ, .. } = spelling::test(&loaded.profile, &loaded.vocabulary)
+        && let Some((text, difference)) = differ.first()
+    {
+        loaded.notes.push(format!(
+            "no prompt can be predicted: its tokenizer does something to texts that is not reproduced: of {text:?}, \
+             {difference}"
+        ));
+        SELF_TEST.clone_into(&mut loaded.profile.opaque);
     }
     Ok(loaded)
 }

@@ -15,7 +15,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ),
     (
         "self_test",
-        "the model's prompts were found to differ from what an engine makes of them; the indexer's log says where",
+        "the model's prompts were found to differ from what an engine, or its tokenizer, makes of them; the log says where",
     ),
     (
         "template",

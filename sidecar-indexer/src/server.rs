@@ -41,7 +41,7 @@ impl Server {
     pub fn prepare(config: Config, base: &Path) -> Result<Self> {
         let (mut notes, mut loaded) = (Vec::new(), Vec::new());
         for model in &config.models {
-            let Loaded { profile, vocabulary, notes: more } = models::load(model, base)?;
+            let Loaded { profile, vocabulary, notes: more } = models::load_tested(model, base)?;
             notes.extend(more.into_iter().map(|note| (model.name.clone(), note)));
             loaded.push((profile, Arc::new(vocabulary)));
         }

@@ -70,6 +70,9 @@ enum Bench {
     /// How fast prompts are hashed inside Envoy, against XXH64, XXH3 and FNV-1a.
     #[command(disable_help_flag = true)]
     Hash(PassedOn),
+    /// How long it takes to read a prompt, natively and inside Envoy, against tokenising it.
+    #[command(disable_help_flag = true)]
+    Prompt(PassedOn),
 }
 
 #[derive(Args)]
@@ -101,14 +104,8 @@ fn perform(cli: Cli) -> Result<()> {
             step::replace_self(Command::new(workspace.program("conformance")?).args(args))
         }
         Task::Bench(Bench::Filter(PassedOn { args })) => run(&workspace, envoy, "bench-filter", &args),
-        Task::Bench(Bench::Hash(PassedOn { args })) => {
-            workspace.build_programs(true)?;
-            let mut command = Command::new(workspace.program("bench-hash")?);
-            if !asks_for_help(&args) {
-                command.arg("--module").arg(workspace.build_hash_bench()?).env("ENVOY_BIN", envoy()?.path);
-            }
-            step::replace_self(command.args(args))
-        }
+        Task::Bench(Bench::Hash(PassedOn { args })) => run_in_envoy(&workspace, envoy, "hash", &args),
+        Task::Bench(Bench::Prompt(PassedOn { args })) => run_in_envoy(&workspace, envoy, "prompt", &args),
         Task::Envoy => {
             println!("{}", envoy()?.path.display());
             Ok(())
@@ -154,6 +151,17 @@ fn run(workspace: &Workspace, envoy: impl Fn() -> Result<Envoy>, program: &str, 
         command.env("WARMPATH_WASM", workspace.build_module()?).env("ENVOY_BIN", envoy()?.path);
     }
     step::replace_self(&mut command)
+}
+
+/// Builds a bench and the module that it runs in Envoy, then becomes it.
+fn run_in_envoy(workspace: &Workspace, envoy: impl Fn() -> Result<Envoy>, bench: &str, args: &[String]) -> Result<()> {
+    workspace.build_programs(true)?;
+    let mut command = Command::new(workspace.program(&format!("bench-{bench}"))?);
+    if !asks_for_help(args) {
+        let module = workspace.build_example(&format!("{bench}_bench"))?;
+        command.arg("--module").arg(module).env("ENVOY_BIN", envoy()?.path);
+    }
+    step::replace_self(command.args(args))
 }
 
 fn asks_for_help(args: &[String]) -> bool {

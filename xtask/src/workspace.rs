@@ -65,12 +65,12 @@ impl Workspace {
         Ok(module)
     }
 
-    /// Builds the module that `bench hash` runs; returns its path.
-    pub fn build_hash_bench(&self) -> Result<PathBuf> {
+    /// Builds a module of `filter/examples` that a bench runs; returns its path.
+    pub fn build_example(&self, name: &str) -> Result<PathBuf> {
         self.require_wasm_target()?;
-        let args = ["build", "--package", "warmpath-filter", "--example", "hash_bench", "--target", WASM_TARGET];
+        let args = ["build", "--package", "warmpath-filter", "--example", name, "--target", WASM_TARGET];
         step::run(self.cargo(&args).args(["--profile", "wasm"]), "the compiler's errors are above")?;
-        Ok(self.target.join(WASM_TARGET).join("wasm/examples/hash_bench.wasm"))
+        Ok(self.target.join(WASM_TARGET).join("wasm/examples").join(format!("{name}.wasm")))
     }
 
     /// Builds every native program, so that they lie side by side: tests and demos start each other's siblings.

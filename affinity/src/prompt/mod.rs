@@ -32,7 +32,7 @@ mod tests;
 mod turns;
 
 use crate::fingerprint::{Fingerprint, root};
-use crate::fleet::{Profile, Profiles, Renderer};
+use crate::fleet::{Profile, Profiles, Renderer, SELF_TEST};
 use body::{Asked as Prompt, Body};
 use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
@@ -319,8 +319,10 @@ impl Prompts {
         chat: bool,
         add_special: bool,
     ) -> Result<Canonical, Unknown> {
-        if !profile.opaque.is_empty() {
-            return Err(Unknown::Feature("tokenizer"));
+        match profile.opaque.as_str() {
+            "" => {}
+            SELF_TEST => return Err(Unknown::Feature(SELF_TEST)),
+            _ => return Err(Unknown::Feature("tokenizer")),
         }
         let Rendered { mut text, last, cut } = rendered;
         if chat && matches!(profile.renderer, Renderer::Mistral(_)) {

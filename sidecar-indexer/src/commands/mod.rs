@@ -7,8 +7,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
 use std::path::Path;
 use warmpath_indexer::config::{Bos, ContentFormat, Model, TokenizerMode};
-use warmpath_indexer::models;
-use warmpath_indexer::profile::Loaded;
 use warmpath_indexer::zone::Zone;
 
 /// How a model's engine runs: the options of a model in the configuration, under the same names.
@@ -60,15 +58,15 @@ impl EngineOptions {
     }
 }
 
-/// Reads the model's files. `option` is where its folder was given.
-fn load(model: &Model, option: &str) -> Result<Loaded> {
+/// Sees that the model's files are there. `option` is where they were given.
+fn see(model: &Model, option: &str) -> Result<()> {
     let folder = &model.tokenizer;
     ensure!(
         folder.starts_with("tiktoken:") || Path::new(folder).exists(),
         "{option}: {folder:?} is not there; give the folder with the model's tokenizer.json, tekken.json, \
          tokenizer.model or *.tiktoken file, or one of these files"
     );
-    models::load(model, Path::new("")).context(option.to_owned())
+    Ok(())
 }
 
 fn object(text: &str) -> Result<Map<String, Value>> {

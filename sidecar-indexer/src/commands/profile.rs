@@ -1,14 +1,16 @@
 //! `warmpath-indexer profile`: what is known of a model's prompts, for people and for programs.
 
-use super::{EngineOptions, load};
+use super::{EngineOptions, see};
 use affinity::fleet::{AddedToken, PrefixSpace, Profile, Profiles, Renderer, SpellingStep, Template};
 use affinity::prompt::Prompts;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::io::{Write, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 use warmpath_indexer::canonical::Encoder;
+use warmpath_indexer::models;
 use warmpath_indexer::selftest::spelling::{Outcome, test};
 use warmpath_indexer::tokens::Vocabulary;
 
@@ -34,7 +36,8 @@ pub struct Arguments {
 /// When the model cannot be read.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let model = arguments.engine.model(arguments.model_dir);
-    let loaded = load(&model, "DIR")?;
+    see(&model, "DIR")?;
+    let loaded = models::load(&model, Path::new("")).context("DIR")?;
     let outcome = test(&loaded.profile, &loaded.vocabulary);
     let failed = matches!(&outcome, Outcome::Tested { differ, .. } if !differ.is_empty());
     let page = json_page(&model.tokenizer, &loaded.profile, &loaded.vocabulary, &loaded.notes, &outcome);

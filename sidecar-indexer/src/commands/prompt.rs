@@ -1,15 +1,16 @@
 //! `warmpath-indexer prompt`: the canonical bytes of one request.
 
-use super::{EngineOptions, load};
+use super::{EngineOptions, see};
 use affinity::fleet::Profiles;
 use affinity::prompt::{Api, Prompts};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use warmpath_indexer::zone::Zone;
-use warmpath_indexer::{reasons, zone};
+use warmpath_indexer::{models, reasons, zone};
 
 /// Exit status where the prompt is not known, or only its beginning.
 const DECLINED: u8 = 3;
@@ -61,7 +62,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     })?;
     let mut model = engine.model(model_dir);
     model.loras = lora;
-    let loaded = load(&model, "--model-dir")?;
+    see(&model, "--model-dir")?;
+    let loaded = models::load_tested(&model, Path::new("")).context("--model-dir")?;
     let body = request()?;
     let now = now.unwrap_or_else(zone::now);
     let mut profile = loaded.profile;

@@ -246,3 +246,131 @@ async fn post(client: &Client, address: &str, path: &str, body: &Value) -> Resul
 fn ids(list: Option<&Value>) -> Option<Vec<u32>> {
     list?.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::canonical::Encoder;
+    use crate::config::Model;
+    use crate::profile;
+    use axum::http::Uri;
+    use axum::{Json, Router};
+    use std::path::Path;
+    use tokio::net::TcpListener;
+
+    /// An engine that answers as told: path and body to status and answer.
+    async fn engine(answer: impl Fn(&str, &Value) -> (u16, Value) + Clone + Send + Sync + 'static) -> String {
+        let handler = move |uri: Uri, Json(body): Json<Value>| {
+            let (status, answer) = answer(uri.path(), &body);
+            async move { (StatusCode::from_u16(status).unwrap(), Json(answer)) }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handler)).await });
+        address
+    }
+
+    fn load(tokenizer: &str) -> (Profile, Arc<Vocabulary>) {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+        let model: Model = serde_yaml_ng::from_str(&format!("{{name: tiny, tokenizer: '{tokenizer}'}}")).unwrap();
+        let loaded = profile::load(&model, &base).unwrap();
+        (loaded.profile, Arc::new(loaded.vocabulary))
+    }
+
+    /// The tokens of a request as an engine with this profile makes them.
+    fn tokens(profile: &Profile, vocabulary: &Vocabulary, body: &Value) -> Vec<u32> {
+        let api = if body.get("messages").is_some() { Api::Chat } else { Api::Completions };
+        let text = spelled(profile, &Probe { name: "", api, body: body.clone() }).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        match vocabulary.encoder().unwrap() {
+            Encoder::HuggingFace(tokenizer) => tokenizer.encode_fast(text, false).unwrap().get_ids().to_vec(),
+            Encoder::Tiktoken(bpe) => bpe.encode_with_special_tokens(&text),
+        }
+    }
+
+    async fn test_at(address: String, profile: &Profile, vocabulary: &Arc<Vocabulary>) -> Ended {
+        let subject = Subject { slot: Slot(0), address, vocabulary: vocabulary.clone() };
+        test(&Client::new(), &subject, profile.clone()).await
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_agrees_passes_by_either_way() {
+        let (profile, vocabulary) = load("tokenizer");
+        let all = probes(&profile).len();
+        for way in ["render", "tokenize"] {
+            let (p, v) = (profile.clone(), vocabulary.clone());
+            let address = engine(move |path, body| match path {
+                _ if !path.ends_with(way) => (404, json!({"detail": "Not Found"})),
+                "/v1/completions/render" => (200, json!([{"token_ids": tokens(&p, &v, body)}])),
+                "/v1/chat/completions/render" => (200, json!({"token_ids": tokens(&p, &v, body)})),
+                _ => (200, json!({"tokens": tokens(&p, &v, body)})),
+            });
+            assert_eq!(test_at(address.await, &profile, &vocabulary).await, Ended::Passed(all), "{way}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_differs_fails_with_the_request_and_the_place() {
+        let (profile, vocabulary) = load("tokenizer");
+        let other = Profile { renderer: Renderer::Jinja(Vec::new()), ..profile.clone() };
+        let v = vocabulary.clone();
+        let address = engine(move |_, body| match body.get("messages") {
+            Some(_) => (200, json!({"tokens": [4094, 4095]})),
+            None => (200, json!({"tokens": tokens(&other, &v, body)})),
+        });
+        // `/render` answers without token_ids here, which is no answer.
+        let ended = test_at(address.await, &profile, &vocabulary).await;
+        assert!(matches!(&ended, Ended::Untested(Untested::Refused(why)) if why.contains("render")), "{ended:?}");
+
+        let address = engine(move |path, body| match (path, body.get("messages")) {
+            ("/tokenize", Some(_)) => (200, json!({"tokens": [4094, 4095]})),
+            _ => (404, json!({})),
+        });
+        let Ended::Failed(request, why) = test_at(address.await, &profile, &vocabulary).await else {
+            panic!("it did not fail")
+        };
+        assert_eq!(request, "a chat of one message");
+        assert!(why.contains("from byte 12 on") && why.contains("<|im_end|>"), "{why}");
+
+        let address = engine(|path, _| (if path == "/tokenize" { 200 } else { 404 }, json!({"tokens": [70_000]})));
+        let ended = test_at(address.await, &profile, &vocabulary).await;
+        assert!(matches!(&ended, Ended::Failed(_, why) if why.contains("70000")), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn engines_that_do_not_tell_are_not_tested() {
+        let (profile, vocabulary) = load("tokenizer");
+        for (status, expected) in [(404, "neither"), (400, "400"), (500, "500"), (401, "401")] {
+            let ended = test_at(engine(move |_, _| (status, json!({}))).await, &profile, &vocabulary).await;
+            assert!(matches!(&ended, Ended::Untested(Untested::Refused(why)) if why.contains(expected)), "{ended:?}");
+        }
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+        let ended = test_at(closed, &profile, &vocabulary).await;
+        assert!(matches!(ended, Ended::Untested(Untested::Unreachable(_))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn one_request_that_is_refused_leaves_the_others() {
+        let (profile, vocabulary) = load("tokenizer");
+        let all = probes(&profile).len();
+        let (p, v) = (profile.clone(), vocabulary.clone());
+        let address = engine(move |path, body| match path {
+            "/tokenize" if body.get("tools").is_some() => (400, json!({"error": "no tools here"})),
+            "/tokenize" => (200, json!({"tokens": tokens(&p, &v, body)})),
+            _ => (404, json!({})),
+        });
+        assert_eq!(test_at(address.await, &profile, &vocabulary).await, Ended::Passed(all - 2));
+    }
+
+    #[tokio::test]
+    async fn tokenize_is_not_asked_about_the_chats_of_gpt_oss() {
+        let (profile, vocabulary) = load("tiktoken:o200k_harmony");
+        let (p, v) = (profile.clone(), vocabulary.clone());
+        let address = engine(move |path, body| match (path, body.get("messages")) {
+            ("/tokenize", None) => (200, json!({"tokens": tokens(&p, &v, body)})),
+            ("/tokenize", Some(_)) => (200, json!({"tokens": [1, 2, 3]})),
+            _ => (404, json!({})),
+        });
+        assert_eq!(test_at(address.await, &profile, &vocabulary).await, Ended::Passed(2));
+    }
+}

@@ -2,16 +2,19 @@
 //! best.
 //!
 //! [`Workload`] says what is asked, [`drive`] asks it (closed loop) through a [`StreamClient`], [`Figures`] sums up
-//! what came back, and [`ideal`] computes what one engine that never forgets would have made of the same requests.
+//! what came back, and [`ideal`] computes what one engine that never forgets would have made of the same requests. [`prose`]
+//! writes long texts for benches.
 
 mod client;
 mod drive;
 mod figures;
 mod ideal;
+mod prose;
 mod workload;
 
 pub use client::{Answer, StreamClient};
 pub use drive::{Record, drive};
 pub use figures::{Figures, percentile};
 pub use ideal::{Ideal, UnboundedCache, ideal};
+pub use prose::prose;
 pub use workload::{PREAMBLE_BYTES, SYSTEM_BYTES, Step, Workload, WorkloadOptions};

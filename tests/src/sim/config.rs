@@ -35,6 +35,9 @@ pub struct Config {
     /// Directory with tokenizer.json and tokenizer_config.json [default: the test suite's]
     #[arg(long, value_name = "DIR", default_value_os_t = super::fixture_tokenizer(), hide_default_value = true)]
     pub tokenizer: PathBuf,
+    /// Serve /v1/chat/completions/render and /v1/completions/render, as vLLM does with --enable-scale-out
+    #[arg(long)]
+    pub scale_out: bool,
     /// Tokens per cache block
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_size: u32,

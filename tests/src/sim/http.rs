@@ -44,10 +44,14 @@ pub struct App {
 
 type Shared = State<Arc<App>>;
 
-/// All routes. `port` goes into the `x-engine` header of every reply.
-pub fn router(app: App, port: u16) -> Router {
+/// All routes. `port` goes into the `x-engine` header of every reply; `scale_out` adds those that tell a prompt's tokens.
+pub fn router(app: App, port: u16, scale_out: bool) -> Router {
     let name = HeaderValue::from(port);
+    let render = Router::new()
+        .route("/v1/completions/render", post(render_completions))
+        .route("/v1/chat/completions/render", post(render_chat));
     Router::new()
+        .merge(if scale_out { render } else { Router::new() })
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/models", get(models))
@@ -151,6 +155,16 @@ async fn tokenize(State(app): Shared, body: Bytes) -> Response {
     }
 }
 
+async fn render_completions(State(app): Shared, body: Bytes) -> Response {
+    let rendered = app.rendered(Api::Completions, &body);
+    rendered.map_or_else(Refusal::into_response, |prompts| Json(prompts).into_response())
+}
+
+async fn render_chat(State(app): Shared, body: Bytes) -> Response {
+    let rendered = app.rendered(Api::Chat, &body).map(|mut prompts| prompts.swap_remove(0));
+    rendered.map_or_else(Refusal::into_response, |prompt| Json(prompt).into_response())
+}
+
 #[derive(Deserialize)]
 struct Tokens {
     tokens: Vec<u32>,
@@ -196,6 +210,18 @@ impl App {
             return Err(Refusal::bad("The decoder prompt cannot be empty"));
         }
         Ok(tokens)
+    }
+
+    /// What an engine would compute for a request: at least one prompt.
+    fn rendered(&self, api: Api, body: &[u8]) -> Result<Vec<Value>, Refusal> {
+        let body = Body::read(body)?;
+        let model = body.model.clone().unwrap_or_else(|| self.model.clone());
+        let salt = self.namespace(&body)?.salt;
+        let prompts = body.inputs(Some(api))?.into_iter().map(|input| {
+            let tokens = self.tokens(input)?;
+            Ok(json!({"token_ids": tokens, "features": null, "model": model, "stream": false, "cache_salt": salt}))
+        });
+        prompts.collect()
     }
 
     fn generate(

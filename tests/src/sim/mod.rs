@@ -124,7 +124,7 @@ async fn build(
         seed,
         served: AtomicU64::new(0),
     };
-    let router = http::router(app, http.port());
+    let router = http::router(app, http.port(), config.scale_out);
     let serve = async move |stopped: oneshot::Receiver<Duration>| {
         let (drain, draining) = oneshot::channel::<()>();
         // As uvicorn's: without it every streamed token waits for the client's acknowledgement.

@@ -9,6 +9,7 @@ mod bodies;
 mod failures;
 mod hold;
 mod loads;
+mod selftest;
 
 use std::net::SocketAddr;
 use std::time::Duration;

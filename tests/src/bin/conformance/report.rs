@@ -91,6 +91,8 @@ impl Report {
         name: &str,
         files: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<PathBuf> {
+        // Reasons may be whole sentences.
+        let name: String = name.chars().take(100).map(|c| if c == '/' { '_' } else { c }).collect();
         let directory = self.directory.join(kind);
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         for (extension, text) in files {

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use warmpath_tests::conformance::{Ours, Renders};
 use warmpath_tests::harness::repository;
 use warmpath_tests::vllm::Install;
+use warmpath_tests::vocabularies::{self, Outcome};
 
 use crate::oracles::{Answer, Case};
 use crate::report::Report;
@@ -73,9 +74,33 @@ pub async fn mistral(install: &Install, cache: &Path, seed: u64, report: &mut Re
     check("mistral", &run(install, cache, "mistral", &arguments).await?, report, renderer)
 }
 
-/// Runs a script; returns the file with its lines.
+/// Checks the texts of real vocabularies.
+///
+/// # Errors
+/// If the script fails.
+pub async fn vocabularies(install: &Install, cache: &Path, seed: u64, report: &mut Report) -> Result<()> {
+    let folder = cache.join("vocabularies");
+    let arguments = [folder.to_string_lossy().into_owned(), "--seed".to_owned(), seed.to_string()];
+    run(install, cache, "vocabularies", &arguments).await?;
+    report.begin("vocabularies")?;
+    vocabularies::check(&folder, |name, text, outcome| {
+        let (verdict, theirs) = match outcome {
+            Outcome::Exact => (Verdict::Exact, String::new()),
+            Outcome::Declined(why) => (Verdict::Declined(why), String::new()),
+            Outcome::Wrong { ours, theirs } => (Verdict::Wrong(Wrong { ours, theirs: theirs.clone() }), theirs),
+        };
+        report.count(
+            "vocabularies",
+            name,
+            &Case::of(name.to_owned(), text.to_owned(), 0, Answer::Text(theirs)),
+            &verdict,
+        )
+    })
+}
+
+/// Runs a script; returns the file with what it prints.
 async fn run(install: &Install, cache: &Path, name: &str, arguments: &[String]) -> Result<PathBuf> {
-    crate::say(&format!("suite {name}: vLLM's own code answers generated requests"));
+    crate::say(&format!("suite {name}: engines' own code answers, which takes some minutes"));
     let path = cache.join(format!("{name}.jsonl"));
     let output = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let script = repository().join("tests/conformance").join(format!("{name}.py"));
@@ -114,13 +139,7 @@ fn check(suite: &str, path: &Path, report: &mut Report, renderer: impl Fn(&Line)
         let answer = line.text.clone().map_or(Answer::Refused(String::new()), Answer::Text);
         let path = line.path.trim_start_matches("/v1/").replace('/', "-");
         let part = line.vocabulary.as_ref().map_or(path.clone(), |name| [name.as_str(), " ", &path].concat());
-        let case = Case {
-            template: part,
-            body: request.to_string(),
-            times: (now, now),
-            vllm: answer.clone(),
-            transformers: answer,
-        };
+        let case = Case::of(part, request.to_string(), now, answer);
         let verdict = || match Verdict::of(&case, |now| renders.read_as(api, &case.body, now)) {
             Verdict::Exact if !line.ordinary.is_null() => {
                 let Ours::Text(ours) = renders.read_as(api, &case.body, now) else { return Verdict::Exact };

@@ -32,7 +32,7 @@ impl Generator<'_> {
         }
         match shape {
             Shape::Plain => {
-                for _ in 0..self.pick(&[0, 0, 0, 1, 1, 2, 3]) {
+                for _ in 0..self.pick(&[0, 0, 0, 0, 1, 1, 1, 2, 3, 12]) {
                     messages.push(self.user());
                     messages.push(self.assistant());
                 }
@@ -119,8 +119,11 @@ impl Generator<'_> {
         if self.rng.random_bool(0.04) {
             assistant.insert("tool_calls".to_owned(), self.pick_value(&[json!([]), Value::Null]));
         }
-        if self.rng.random_bool(0.03) {
-            assistant.insert("refusal".to_owned(), Value::Null);
+        if self.rng.random_bool(0.06) {
+            // As clients send answers back: with all that was in them.
+            for name in ["refusal", "annotations", "audio", "function_call", "reasoning", "tool_calls"] {
+                assistant.entry(name).or_insert(Value::Null);
+            }
         }
         self.dressed(assistant)
     }
@@ -199,6 +202,9 @@ impl Generator<'_> {
     }
 
     fn part(&mut self) -> Value {
+        if self.rng.random_bool(0.02) {
+            return self.text().into();
+        }
         let kind = if self.rng.random_bool(0.95) {
             "text"
         } else {

@@ -78,6 +78,12 @@ impl Generator<'_> {
     }
 
     fn add_kwargs(&mut self, body: &mut Map<String, Value>) {
+        if !self.hints.needed.is_empty() && self.rng.random_bool(0.9) {
+            let kwargs: Map<String, Value> =
+                self.hints.needed.iter().map(|name| (name.clone(), self.text().into())).collect();
+            body.insert("chat_template_kwargs".to_owned(), kwargs.into());
+            return;
+        }
         if !self.rng.random_bool(if self.hints.variables.is_empty() { 0.2 } else { 0.5 }) {
             return;
         }
@@ -100,8 +106,8 @@ impl Generator<'_> {
                 self.pick(&["low", "high", "on", "off", "enabled", "disabled", "chat", "thinking", "auto", ""]).into()
             }
             14..16 => self.literal().unwrap_or_default().into(),
-            16 => number(self.pick(&["0", "1", "1.0", "0.5", "-3", "1e3", "100000"])),
-            17 => self.text().into(),
+            16..18 => number(self.pick(&["0", "1", "-1", "1.0", "0.5", "-3", "512", "1e3", "100000"])),
+            18 => self.text().into(),
             _ => self.value(2),
         }
     }
@@ -139,9 +145,19 @@ impl Generator<'_> {
             ("cache_salt", json!("sälz")),
             ("metadata", json!({"messages": [], "tools": 1})),
             ("priority", json!(0)),
+            ("add_special_tokens", json!(false)),
+            ("echo", json!(true)),
         ] {
             if self.rng.random_bool(0.06) {
                 body.insert(name.to_owned(), value);
+            }
+        }
+        if self.rng.random_bool(0.04) {
+            // Some clients write all they know.
+            for name in
+                ["tools", "tool_choice", "documents", "chat_template_kwargs", "reasoning_effort", "stop", "user"]
+            {
+                body.entry(name).or_insert(Value::Null);
             }
         }
     }

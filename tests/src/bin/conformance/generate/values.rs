@@ -124,7 +124,7 @@ impl Generator<'_> {
         };
         let mut fields = match schema {
             Value::Object(fields) => fields,
-            _ => Map::new(),
+            vague => return vague,
         };
         self.garnish(&mut fields);
         self.shuffled(fields)
@@ -132,17 +132,21 @@ impl Generator<'_> {
 
     /// One that says little.
     fn vague_schema(&mut self) -> Value {
-        match self.rng.random_range(0..4) {
-            0 => json!({}),
-            1 => json!({"$ref": "#/$defs/T"}),
-            2 => json!({"type": "object"}),
+        match self.rng.random_range(0..6) {
+            // A schema may be a truth value; what else stands here is none.
+            0 => true.into(),
+            1 => self.value(1),
+            2 => json!({}),
+            3 => json!({"$ref": "#/$defs/T"}),
+            4 => json!({"type": "object"}),
             _ => json!({"type": "array"}),
         }
     }
 
     /// Descriptions, titles, defaults.
     fn garnish(&mut self, schema: &mut Map<String, Value>) {
-        if self.rng.random_bool(0.5) {
+        // Cohere's first templates take no parameter without.
+        if self.rng.random_bool(if self.hints.is_for_tools { 0.97 } else { 0.5 }) {
             schema.insert("description".to_owned(), self.text().into());
         }
         if self.rng.random_bool(0.15) {
