@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records what vLLM makes of bodies of /v1/responses and /v1/messages.
 
-usage: VENV/bin/python tests/conformance/apis.py MODEL COUNT [SEED] > tests/fixtures/apis.jsonl
+usage: VENV/bin/python tests/conformance/apis.py MODEL COUNT [SEED] > tests/fixtures/conformance/apis.jsonl
 
 VENV is an environment with vLLM, MODEL the directory of a model with a byte-level tokenizer (the real-vllm check makes
 both). Starts vLLM's renderer with a template that prints all that it gets, once for contents as text and once for contents

@@ -6,7 +6,7 @@ use super::{Api, Prompts};
 use crate::fleet::{Profile, Profiles, Renderer, Template};
 
 const TEMPLATE: &str = include_str!("../../../tests/conformance/apis.jinja");
-const RECORDING: &str = include_str!("../../../tests/fixtures/apis.jsonl");
+const RECORDING: &str = include_str!("../../../tests/fixtures/conformance/apis.jsonl");
 /// As in `apis.py`.
 const SYSTEM_FIRST: &str = "\
 {%- for message in messages[1:] %}

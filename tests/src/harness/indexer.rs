@@ -69,7 +69,8 @@ impl Indexer {
         let program = paths::program("warmpath-indexer", "warmpath-indexer")?;
         let directory = Process::directory("indexer")?;
         let path: PathBuf = directory.join("indexer.yaml");
-        fs::write(&path, serde_yaml_ng::to_string(config)?)?;
+        // JSON is YAML, too. Numbers that keep how they were written have no other serialisation.
+        fs::write(&path, config.to_string())?;
         Process::start("indexer", &program, vec!["run".into(), "--config".into(), path.into()], directory)
     }
 

@@ -153,6 +153,7 @@ impl Setting {
         let (mut first, second) = (model(MODEL, &install.model), model(BOS_MODEL, &bos_model));
         first["aliases"] = json!([ALIAS]);
         first["loras"] = json!([ADAPTER]);
+        first["token_ids"] = json!(true);
         let mut endpoints = [tiny.endpoint(), bos.endpoint()];
         endpoints[1]["model"] = json!(BOS_MODEL);
         let indexer = json!({"stride_bytes": cli.stride_bytes, "models": [first, second], "endpoints": endpoints});
@@ -285,6 +286,7 @@ fn cached_tokens(reply: &Reply) -> Result<u64> {
 fn show(outcomes: &[Outcome]) {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.remove_style(comfy_table::TableComponent::HorizontalLines);
     table.set_header(["request", "prompt", "tokens", "expected, second time", "cached", ""]);
     for outcome in outcomes {
         let verdict = match outcome.verdict {
