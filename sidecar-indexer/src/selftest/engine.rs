@@ -228,12 +228,8 @@ async fn post(client: &Client, address: &str, path: &str, body: &Value) -> Resul
     let mut response = client.post(format!("http://{address}{path}")).json(body).send().await.map_err(failed)?;
     let status = response.status();
     // 403 is vLLM's answer without `--enable-scale-out`.
-    const ABSENT: [StatusCode; 4] = [
-        StatusCode::FORBIDDEN,
-        StatusCode::NOT_FOUND,
-        StatusCode::METHOD_NOT_ALLOWED,
-        StatusCode::NOT_IMPLEMENTED,
-    ];
+    const ABSENT: [StatusCode; 4] =
+        [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED];
     if ABSENT.contains(&status) {
         return Ok(None);
     }
