@@ -22,6 +22,8 @@ const MAX_WORD: usize = 32;
 /// Shapes and their skeletons per template; beyond either, all are forgotten.
 const MAX_SHAPES: usize = 256;
 const MAX_BYTES: usize = 512 * 1024;
+/// Places for shapes seen once.
+const SEEN_ONCE: usize = 512;
 /// Begin and end a mark: private-use characters, no whitespace.
 pub(super) const MARK: [char; 2] = ['\u{F8E0}', '\u{F8E1}'];
 
@@ -33,6 +35,9 @@ pub(super) struct Skeletons {
     bytes: usize,
     /// The shape being looked up; kept for its room.
     shape: Vec<u8>,
+    /// Hashes of shapes seen lately, each in its place: most shapes are never seen again, and learning one takes a
+    /// rendering more.
+    once: Vec<u64>,
 }
 
 struct Rules {
@@ -66,7 +71,8 @@ impl Skeletons {
             trims: c.trims,
             dated: c.dated,
         });
-        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new() }
+        let once = if rules.is_some() { vec![0; SEEN_ONCE] } else { Vec::new() };
+        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new(), once }
     }
 
     /// The prompt of these turns. `in_full` has the template print them, `render` with other contents in place of theirs.
@@ -93,10 +99,23 @@ impl Skeletons {
             Some(Known::Opaque) => in_full(),
             None => {
                 let rendered = in_full();
+                if !self.seen_before() {
+                    return rendered;
+                }
                 self.learn(&contents, &rendered, render);
                 rendered
             }
         }
+    }
+
+    /// Whether the shape was seen lately; if not, it has been now.
+    fn seen_before(&mut self) -> bool {
+        let hash = self.shape.chunks(8).fold(self.shape.len() as u64, |hash, chunk| {
+            let word = chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+        });
+        let place = self.once.get_mut((hash >> 32) as usize % SEEN_ONCE);
+        place.is_some_and(|place| std::mem::replace(place, hash) == hash)
     }
 
     fn learn(
