@@ -286,7 +286,9 @@ fn cached_tokens(reply: &Reply) -> Result<u64> {
 fn show(outcomes: &[Outcome]) {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    // No lines between rows.
     table.remove_style(comfy_table::TableComponent::HorizontalLines);
+    table.remove_style(comfy_table::TableComponent::MiddleIntersections);
     table.set_header(["request", "prompt", "tokens", "expected, second time", "cached", ""]);
     for outcome in outcomes {
         let verdict = match outcome.verdict {
