@@ -4,7 +4,7 @@ use crate::fingerprint::Stride;
 use crate::units::Slot;
 use crate::wire::{Reader, Write};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The fleet page: every endpoint, and the key to the table.
 ///
@@ -160,7 +160,8 @@ pub struct Profile {
     pub default_kwargs: String,
     /// The engine runs with `--exclude-tools-when-tool-choice-none`.
     pub exclude_unused_tools: bool,
-    /// The engine runs with `--trust-request-chat-template`.
+    /// Requests may bring a template of their own. Only for tools: it is never published, as a client's template could
+    /// take a worker's stack or all its memory.
     pub trust_request_template: bool,
     /// Text the tokenizer puts before a completions prompt: the BOS token where it adds one, else empty.
     pub completion_prefix: String,
@@ -317,7 +318,6 @@ impl Profiles {
             });
             out.string(&p.default_kwargs);
             out.u8(u8::from(p.exclude_unused_tools));
-            out.u8(u8::from(p.trust_request_template));
             out.string(&p.completion_prefix);
             out.string(&p.completion_suffix);
             p.spelling.encode(out);
@@ -355,7 +355,7 @@ impl Profiles {
                 special_tokens: r.list(8, |r| Some((r.string()?, r.string()?)))?,
                 default_kwargs: r.string()?,
                 exclude_unused_tools: r.u8()? != 0,
-                trust_request_template: r.u8()? != 0,
+                trust_request_template: false,
                 completion_prefix: r.string()?,
                 completion_suffix: r.string()?,
                 spelling: Spelling::decode(r)?,
@@ -455,7 +455,7 @@ mod tests {
             special_tokens: vec![("bos_token".into(), "<s>".into())],
             default_kwargs: "{}".into(),
             exclude_unused_tools: true,
-            trust_request_template: true,
+            trust_request_template: false,
             completion_prefix: "<s>".into(),
             completion_suffix: "</s>".into(),
             spelling: Spelling {

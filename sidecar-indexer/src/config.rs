@@ -100,9 +100,6 @@ section! {
         /// The engine runs with --exclude-tools-when-tool-choice-none.
         #[serde(default)]
         exclude_tools_when_tool_choice_none: bool = "false",
-        /// The engine runs with --trust-request-chat-template.
-        #[serde(default)]
-        trust_request_chat_template: bool = "false",
         /// The engines' time zone, for chat templates that print the date: an IANA name such as Europe/Berlin, or an
         /// offset such as +02:00. Containers are in UTC unless told otherwise.
         #[serde(default)]

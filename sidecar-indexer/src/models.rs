@@ -22,21 +22,13 @@ pub fn load(model: &Model, base: &Path) -> Result<Loaded> {
         profile.default_kwargs = serde_json::to_string(&model.default_chat_template_kwargs)?;
     }
     profile.exclude_unused_tools = model.exclude_tools_when_tool_choice_none;
-    profile.trust_request_template = model.trust_request_chat_template;
     profile.token_ids = model.token_ids;
     let format = model.chat_template_content_format;
-    if format != ContentFormat::Auto {
-        if let Renderer::Jinja(templates) = &mut profile.renderer {
-            for template in templates {
-                template.takes_parts = format == ContentFormat::Openai;
-            }
-        }
-        // A request's template would get its contents in this format, too, but filters tell it by the template.
-        if std::mem::take(&mut profile.trust_request_template) {
-            loaded.notes.push(
-                "requests with a chat template of their own are not predicted: chat_template_content_format is not auto"
-                    .to_owned(),
-            );
+    if format != ContentFormat::Auto
+        && let Renderer::Jinja(templates) = &mut profile.renderer
+    {
+        for template in templates {
+            template.takes_parts = format == ContentFormat::Openai;
         }
     }
     Ok(loaded)
@@ -74,11 +66,15 @@ pub enum Verdict {
 /// The names an engine serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// Of its model.
-    pub names: Vec<String>,
+    /// Of its model, with what the engine loaded for them (`root`).
+    pub names: Vec<(String, Option<String>)>,
     /// Of LoRA adapters.
     pub adapters: Vec<String>,
 }
+
+/// Longest name taken from an engine's list, in bytes, and most of them.
+const LONGEST: usize = 256;
+const MOST: usize = 1000;
 
 impl Listed {
     /// From what `GET /v1/models` answers: adapters are those that name a parent.
@@ -88,9 +84,17 @@ impl Listed {
         let mut this = Self::default();
         for card in cards {
             let name = card.get("id")?.as_str()?.to_owned();
+            // They go to every gateway: nothing endless, nothing that could be another namespace.
+            if name.len() > LONGEST || name.contains(char::is_control) || this.adapters.len() + this.names.len() >= MOST
+            {
+                continue;
+            }
             let adapter = card.get("parent").is_some_and(|parent| !parent.is_null());
-            if adapter { this.adapters.push(name) } else { this.names.push(name) }
+            let root = card.get("root").and_then(Value::as_str).map(str::to_owned);
+            if adapter { this.adapters.push(name) } else { this.names.push((name, root)) }
         }
+        this.names.sort();
+        this.adapters.sort();
         Some(this)
     }
 }
@@ -165,9 +169,11 @@ impl Models {
     pub fn heard(&mut self, slot: Slot, listed: Listed) -> (bool, bool) {
         let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains(&slot)) else { return (false, true) };
         let configured = |name: &String| *name == model.profile.name || model.profile.aliases.contains(name);
-        let right = listed.names.iter().any(configured);
-        // The other names of another model are none of this one's.
-        let listed = if right { listed } else { Listed::default() };
+        let root = listed.names.iter().find(|(name, _)| configured(name)).map(|(_, root)| root.clone());
+        let right = root.is_some();
+        // The names of other models behind the same address are none of this one's.
+        let mut listed = if right { listed } else { Listed::default() };
+        listed.names.retain(|(_, of)| root.as_ref() == Some(of));
         model.listed.insert(slot, listed);
         (self.publish(), right)
     }
@@ -178,6 +184,14 @@ impl Models {
         // What failed is not well again because it could not be tested.
         if verdict != Verdict::Untested || model.verdicts.get(&slot) != Some(&Verdict::Failed) {
             model.verdicts.insert(slot, verdict);
+        }
+        self.publish()
+    }
+
+    /// An engine is not there any more, and what it said does not count.
+    pub fn gone(&mut self, slot: Slot) -> bool {
+        for model in &mut self.models {
+            model.verdicts.remove(&slot);
         }
         self.publish()
     }
@@ -221,9 +235,9 @@ impl Models {
         for model in &self.models {
             let mut profile = model.profile.clone();
             for listed in model.listed.values() {
-                for (names, all) in [(&listed.names, &mut profile.aliases), (&listed.adapters, &mut profile.adapters)] {
-                    all.extend(names.iter().filter(|name| taken.insert(name.as_str())).cloned());
-                }
+                let names = listed.names.iter().map(|(name, _)| name);
+                profile.aliases.extend(names.filter(|name| taken.insert(name.as_str())).cloned());
+                profile.adapters.extend(listed.adapters.iter().filter(|name| taken.insert(name.as_str())).cloned());
             }
             if model.verdicts.values().any(|verdict| *verdict == Verdict::Failed) {
                 SELF_TEST.clone_into(&mut profile.opaque);
@@ -252,8 +266,11 @@ mod tests {
     }
 
     fn listed(names: &[&str], adapters: &[&str]) -> Listed {
-        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Listed { names: owned(names), adapters: owned(adapters) }
+        let owned = |name: &&str| (*name).to_owned();
+        Listed {
+            names: names.iter().map(|name| (owned(name), None)).collect(),
+            adapters: adapters.iter().map(owned).collect(),
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::models::Listed;
 use affinity::Slot;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
@@ -12,6 +12,8 @@ use tokio::time::MissedTickBehavior;
 const EVERY: Duration = Duration::from_secs(30);
 /// How soon one that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(5);
+/// Longest answer read, in bytes.
+const LIMIT: usize = 4 << 20;
 
 /// Asks an endpoint again and again.
 pub async fn follow(app: Arc<App>, slot: Slot, address: String, model: String) {
@@ -25,7 +27,7 @@ pub async fn follow(app: Arc<App>, slot: Slot, address: String, model: String) {
         ticks.tick().await;
         match ask(&client, &url).await {
             Ok(listed) => {
-                let names = listed.names.clone();
+                let names: Vec<String> = listed.names.iter().map(|(name, _)| name.clone()).collect();
                 if !app.heard(slot, listed) && !std::mem::replace(&mut told, true) {
                     tracing::warn!(
                         model,
@@ -43,6 +45,11 @@ pub async fn follow(app: Arc<App>, slot: Slot, address: String, model: String) {
 }
 
 async fn ask(client: &reqwest::Client, url: &str) -> Result<Listed> {
-    let answer = client.get(url).send().await?.error_for_status()?.json().await?;
-    Listed::read(&answer).context("this is no list of models")
+    let mut response = client.get(url).send().await?.error_for_status()?;
+    let mut answer = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        ensure!(answer.len() + chunk.len() <= LIMIT, "its answer is longer than {LIMIT} bytes");
+        answer.extend_from_slice(&chunk);
+    }
+    Listed::read(&serde_json::from_slice(&answer)?).context("this is no list of models")
 }

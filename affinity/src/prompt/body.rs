@@ -153,7 +153,7 @@ impl<'a> Body<'a> {
             reasoning_effort: text(self.reasoning_effort)?,
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message == Some(true),
-            chat_template: text(self.chat_template)?,
+            chat_template: text(self.chat_template)?.filter(|template| !template.is_empty()),
             ..Conversation::default()
         })
     }

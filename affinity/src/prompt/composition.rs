@@ -296,7 +296,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #![proptest_config(ProptestConfig::with_cases(1500))]
 
         #[test]
         fn texts_compose_as_in_the_crate(parts in proptest::collection::vec(prop_oneof![

@@ -5,6 +5,7 @@ use super::lift::Lifted;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// A JSON value.
@@ -159,6 +160,11 @@ pub(super) fn take_bool(fields: &mut Fields<'_>, key: &str) -> Result<Option<boo
     }
 }
 
+/// Fields of an object that are looked through one by one while it is read.
+const FEW: usize = 16;
+/// Most fields of an object.
+const MOST: usize = 1024;
+
 /// Under this key serde_json hands over a number as it was written, where it is not a plain integer (its feature
 /// `arbitrary_precision`).
 const NUMBER: &str = "$serde_json::private::Number";
@@ -212,16 +218,33 @@ impl<'de> Visitor<'de> for Visit {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json<'de>, A::Error> {
         let mut fields = Fields::new();
+        let mut places: BTreeMap<Cow<'de, str>, usize> = BTreeMap::new();
         while let Some(Key(key)) = map.next_key()? {
             if key == NUMBER && fields.is_empty() {
-                let written: String = map.next_value()?;
+                let Written(written) = map.next_value()?;
                 return number(&written).ok_or_else(|| A::Error::custom("no number"));
             }
             let value = map.next_value()?;
-            match fields.iter_mut().find(|(name, _)| *name == key) {
-                Some((_, before)) => *before = value,
-                None => fields.push((key, value)),
+            let before = if fields.len() < FEW {
+                fields.iter().position(|(name, _)| *name == key)
+            } else {
+                if places.is_empty() {
+                    places.extend(fields.iter().map(|(name, _)| name.clone()).zip(0..));
+                }
+                places.get(&key).copied()
+            };
+            if let Some((_, before)) = before.and_then(|place| fields.get_mut(place)) {
+                *before = value;
+                continue;
             }
+            // What renders it looks for keys one by one.
+            if fields.len() == MOST {
+                return Err(A::Error::custom("an object with too many keys"));
+            }
+            if !places.is_empty() {
+                places.insert(key.clone(), fields.len());
+            }
+            fields.push((key, value));
         }
         Ok(Json::Map(fields))
     }
@@ -246,10 +269,10 @@ fn without_words(text: &str) -> String {
                 rest.split_at_checked(end.map_or(rest.len(), |(at, _)| at + 1)).unwrap_or((rest, ""));
             out.push_str(string);
             rest = behind;
-        } else if let Some(behind) = rest.strip_prefix("NaN") {
+        } else if let Some(behind) = rest.strip_prefix("NaN").filter(|_| begins(&out, "[,:")) {
             out.extend(['"'].into_iter().chain(NOT_A_NUMBER.chars()).chain(['"']));
             rest = behind;
-        } else if let Some(behind) = rest.strip_prefix("Infinity") {
+        } else if let Some(behind) = rest.strip_prefix("Infinity").filter(|_| begins(&out, "[,:-")) {
             out.push_str("1e999");
             rest = behind;
         } else {
@@ -260,10 +283,43 @@ fn without_words(text: &str) -> String {
     out
 }
 
+/// Whether a value may begin behind this text.
+fn begins(before: &str, signs: &str) -> bool {
+    before.ends_with('-') && signs.contains('-')
+        || before.trim_end().chars().next_back().is_none_or(|last| last != '-' && signs.contains(last))
+}
+
 /// What Python's `json` makes of a number: an integer unless it has a point or an exponent.
 fn number(written: &str) -> Option<Json<'static>> {
     let plain = written.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit());
     if plain { written.parse().ok().map(Json::Int) } else { written.parse().ok().map(Json::Float) }
+}
+
+/// A number as serde_json hands it over. An object of a client that looks like one is refused: its texts come otherwise.
+struct Written(String);
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_string(VisitWritten)
+    }
+}
+
+struct VisitWritten;
+
+impl Visitor<'_> for VisitWritten {
+    type Value = Written;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Written, E> {
+        Err(E::custom("no number"))
+    }
+
+    fn visit_string<E>(self, written: String) -> Result<Written, E> {
+        Ok(Written(written))
+    }
 }
 
 /// Serde borrows no map key by itself, and serde_json's key of numbers is no newtype's.
@@ -311,7 +367,9 @@ mod tests {
         }
         let beyond = "9".repeat(50);
         assert_eq!(Json::parse(&beyond), None);
-        assert_eq!(Json::parse(r#"{"$serde_json::private::Number":"x"}"#), None);
+        for forged in [r#"{"$serde_json::private::Number":"5"}"#, r#"{"$serde_json::private::Number":"\u0035"}"#] {
+            assert_eq!(Json::parse(forged), None, "{forged}");
+        }
     }
 
     #[test]
@@ -320,12 +378,23 @@ mod tests {
         let Some(Json::List(items)) = read.get("a") else { panic!() };
         assert!(matches!(items[0], Json::Float(nan) if nan.is_nan()));
         assert_eq!(items[1..], [Json::Float(f64::NEG_INFINITY), Json::Text("NaN\"".into()), Json::Int(1)]);
-        for none in ["", "{", "NaNN", "{'a':1}", "nan", "\"a\tb\""] {
+        for none in ["", "{", "NaNN", "1Infinity", "[1 NaN]", "- Infinity", "-NaN", "{'a':1}", "nan", "\"a\tb\""] {
             assert_eq!(Json::loads(none), Ok(None), "{none}");
         }
         for undecided in [r#"{"a":"\ud800"}"#.to_owned(), "9".repeat(60), "[".repeat(200)] {
             assert_eq!(Json::loads(&undecided), Err(Unknown::Feature("python_json")), "{undecided}");
         }
+    }
+
+    #[test]
+    fn objects_of_very_many_keys_are_refused_at_once() {
+        let object =
+            |keys: usize| format!("{{{}}}", (0..keys).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(","));
+        assert!(Json::parse(&object(MOST)).is_some());
+        assert!(Json::parse(&object(200_000)).is_none());
+        let twice = object(100).replace('}', ",\"7\":1,\"99\":2}");
+        let Some(Json::Map(fields)) = Json::parse(&twice) else { panic!() };
+        assert_eq!((fields.len(), &fields[7].1, &fields[99].1), (100, &Json::Int(1), &Json::Int(2)));
     }
 
     #[test]

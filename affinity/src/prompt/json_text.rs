@@ -35,8 +35,15 @@ pub(super) fn write(json: &Json<'_>, style: &Style, out: &mut String) {
     write_within(json, style, 0, out);
 }
 
+/// Longest text written with indents, in bytes: they can make a value two hundred times as long. What is longer is cut,
+/// and to be refused by who asked for it.
+pub(super) const LONGEST: usize = 4 << 20;
+
 /// `level`: how many lists and objects the value is in.
 fn write_within(json: &Json<'_>, style: &Style, level: usize, out: &mut String) {
+    if style.indent.is_some() && out.len() > LONGEST {
+        return;
+    }
     match json {
         Json::Null => out.push_str("null"),
         Json::Bool(true) => out.push_str("true"),

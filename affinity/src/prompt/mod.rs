@@ -42,6 +42,7 @@ use lift::Lifted;
 use mistral::Mistral;
 use spelling::Speller;
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt;
 use templates::Templates;
 
@@ -144,6 +145,8 @@ pub struct Prompts {
     templates: Templates,
     /// Of models with Mistral's own formats.
     mistral: Vec<Option<Mistral>>,
+    /// What effort stands for no thinking, by model; found out when it is first asked for.
+    disabled_efforts: Vec<OnceCell<&'static str>>,
     /// What each model's tokenizer does to texts.
     spellers: Vec<Speller>,
 }
@@ -162,7 +165,8 @@ impl Prompts {
         });
         let mistral = mistral.collect();
         let spellers = profiles.models.iter().map(|profile| Speller::new(&profile.spelling)).collect();
-        (Self { profiles, templates, mistral, spellers }, failed)
+        let disabled_efforts = profiles.models.iter().map(|_| OnceCell::new()).collect();
+        (Self { profiles, templates, mistral, disabled_efforts, spellers }, failed)
     }
 
     /// How many models there are.
@@ -307,7 +311,15 @@ impl Prompts {
         }
         if chat.thinking_disabled {
             let render = |chat: &Conversation<'_>| self.render(profile, model, chat, now).map(|rendered| rendered.text);
-            chat.reasoning_effort = Some(Cow::Borrowed(messages::disabled_effort(render)?));
+            let known = self.disabled_efforts.get(usize::from(model));
+            let effort = match known.and_then(OnceCell::get) {
+                Some(effort) => effort,
+                None => {
+                    let found = messages::disabled_effort(render)?;
+                    known.map_or(found, |known| known.get_or_init(|| found))
+                }
+            };
+            chat.reasoning_effort = Some(Cow::Borrowed(effort));
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::Unknown;
 use super::copying::Copying;
 use super::jinja::text::strip;
 use super::jinja::time::LocalTime;
+use super::jinja::values::DOUBT_TEXT;
 use super::needles::Needles;
 use super::turns::{Seen, Turn};
 use std::collections::BTreeMap;
@@ -67,7 +68,8 @@ impl Skeletons {
     /// For a template that copies, or for one that does not.
     pub fn new(copying: Option<Copying>) -> Self {
         let rules = copying.map(|c| Rules {
-            needles: Needles::new(c.needles.iter().map(String::as_str)),
+            // What has the mark of doubt in it is refused in full, and must not be taken from memory.
+            needles: Needles::new(c.needles.iter().map(String::as_str).chain([DOUBT_TEXT])),
             trims: c.trims,
             dated: c.dated,
         });

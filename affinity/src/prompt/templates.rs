@@ -283,7 +283,7 @@ impl Known {
         all.push(("documents".into(), given.map_or(Ok(Value::from(())), documents)?));
         all.push(("add_generation_prompt".into(), Value::from(conversation.add_generation_prompt.unwrap_or(true))));
         let ordered = |name: &Value| name.as_str().is_some_and(|name| self.ordered.contains(name));
-        if all.iter().any(|(name, value)| value.kind() == ValueKind::Bool && ordered(name)) {
+        if all.iter().any(|(name, value)| ordered(name) && compares_otherwise(value, 0)) {
             return Err(Unknown::Template);
         }
         all.push((CLOCK.into(), Value::from(now.0)));
@@ -378,6 +378,20 @@ fn refuses_later_systems(template: &Template) -> Option<bool> {
             let kinds = [ErrorKind::UnknownFunction, ErrorKind::UndefinedError, ErrorKind::SyntaxError];
             (undefined || kinds.contains(&e.kind())).then_some(true)
         }
+    }
+}
+
+/// Whether a value is a truth value or an odd float, which Python compares by order as numbers, or has one in it.
+fn compares_otherwise(value: &Value, depth: usize) -> bool {
+    match value.kind() {
+        ValueKind::Bool | ValueKind::Plain => true,
+        ValueKind::Seq | ValueKind::Map if depth > 8 => true,
+        ValueKind::Seq => value.try_iter().is_ok_and(|mut all| all.any(|item| compares_otherwise(&item, depth + 1))),
+        ValueKind::Map => value
+            .as_object()
+            .and_then(|map| map.try_iter_pairs())
+            .is_some_and(|mut all| all.any(|(_, field)| compares_otherwise(&field, depth + 1))),
+        _ => false,
     }
 }
 

@@ -21,8 +21,10 @@ pub struct EngineOptions {
     default_chat_template_kwargs: Option<Map<String, Value>>,
     #[arg(long, help = Model::about("exclude_tools_when_tool_choice_none"))]
     exclude_tools_when_tool_choice_none: bool,
-    #[arg(long, help = Model::about("trust_request_chat_template"))]
-    trust_request_chat_template: bool,
+    /// The engine runs with --trust-request-chat-template: render the template that a request brings. Gateways never do:
+    /// a client's template could take a worker's memory.
+    #[arg(long)]
+    pub trust_request_chat_template: bool,
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     #[arg(value_name = "WHEN", help = Model::about("bos"))]
     bos: Bos,
@@ -47,7 +49,6 @@ impl EngineOptions {
             chat_template_content_format: self.chat_template_content_format,
             default_chat_template_kwargs: self.default_chat_template_kwargs.unwrap_or_default(),
             exclude_tools_when_tool_choice_none: self.exclude_tools_when_tool_choice_none,
-            trust_request_chat_template: self.trust_request_chat_template,
             time_zone: Zone::default(),
             bos: self.bos,
             tokenizer_mode: self.tokenizer_mode,

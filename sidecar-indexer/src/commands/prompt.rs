@@ -60,6 +60,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
              /v1/responses, /v1/messages and /v1/embeddings are known"
         )
     })?;
+    let trusting = engine.trust_request_chat_template;
     let mut model = engine.model(model_dir);
     model.loras = lora;
     see(&model, "--model-dir")?;
@@ -67,6 +68,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let body = request()?;
     let now = now.unwrap_or_else(zone::now);
     let mut profile = loaded.profile;
+    profile.trust_request_template = trusting;
     profile.utc_offset = time_zone.unwrap_or_else(Zone::of_this_machine).offset(now);
     if let Some(asked) = name(&body).filter(|name| !profile.adapters.contains(name)) {
         profile.aliases.push(asked);

@@ -119,7 +119,7 @@ fn check(model: &Model, text: &str) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn tokens_spell_what_is_said(parts in proptest::collection::vec(prop_oneof![

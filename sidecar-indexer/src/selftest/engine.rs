@@ -22,6 +22,8 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_mins(10);
 /// How soon one that could not be reached is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// How soon one that differed is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
 /// How long an answer is waited for: a busy engine's front end may be slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest answer read.
@@ -123,7 +125,11 @@ pub async fn follow(app: Arc<App>, subject: Subject) {
         if before.as_ref() != Some(&ended) {
             report(&app, &subject, &ended);
         }
-        let wait = if matches!(ended, Ended::Untested(Untested::Unreachable(_))) { RETRY } else { EVERY };
+        let wait = match ended {
+            Ended::Untested(Untested::Unreachable(_)) => RETRY,
+            Ended::Failed(..) => AGAIN,
+            Ended::Untested(Untested::Refused(_)) | Ended::Passed(_) => EVERY,
+        };
         before = Some(ended);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -141,7 +147,9 @@ fn report(app: &App, subject: &Subject, ended: &Ended) {
     };
     let model = {
         let mut state = app.state();
-        let changed = state.models.tested(*slot, verdict);
+        // One that is gone must not keep a model switched off; it is tested when it comes back.
+        let gone = matches!(ended, Ended::Untested(Untested::Unreachable(_)));
+        let changed = if gone { state.models.gone(*slot) } else { state.models.tested(*slot, verdict) };
         let model = state.models.profile_of(*slot).map(|profile| profile.name.clone()).unwrap_or_default();
         drop(state);
         if changed {
@@ -151,7 +159,7 @@ fn report(app: &App, subject: &Subject, ended: &Ended) {
     };
     match ended {
         Ended::Passed(compared) => {
-            tracing::info!(model, endpoint = address, compared, "self-test passed: the engine makes the same prompts");
+            tracing::info!(model, endpoint = address, compared, "self-test passed: what could be compared is the same");
         }
         Ended::Failed(probe, difference) => tracing::error!(
             model,

@@ -8,6 +8,7 @@ use crate::prompt::json_text::{self, Style};
 use minijinja::value::{DynObject, Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 /// Adds all that are known.
 pub(super) fn add(env: &mut Environment<'_>) {
@@ -124,7 +125,7 @@ fn tojson(
         None => None,
         Some(indent) => Some(match (indent.as_str(), indent.as_i64()) {
             (Some(text), _) => text.to_owned(),
-            (None, Some(width)) if indent.is_integer() => " ".repeat(usize::try_from(width).unwrap_or(0).min(64)),
+            (None, Some(..=64)) if indent.is_integer() => " ".repeat(indent.as_usize().unwrap_or(0)),
             _ => return Err(unknown()),
         }),
     };
@@ -139,7 +140,7 @@ fn tojson(
     }
     let mut out = String::new();
     json_text::write(&json(&value, 0)?, &style, &mut out);
-    Ok(out)
+    if style.indent.is_some() && out.len() > json_text::LONGEST { Err(unknown()) } else { Ok(out) }
 }
 
 /// Deeper values are refused: they would take the stack with them.
@@ -392,12 +393,10 @@ fn sort(value: Value, reverse: Option<bool>, case: Option<bool>, named: Kwargs) 
 }
 
 fn unique(value: Value) -> Result<Value, Error> {
-    let mut seen = Vec::new();
+    let mut seen = BTreeSet::new();
     let mut kept = Vec::new();
     for item in items(&value)? {
-        let key = (item.as_str().is_some(), sort_key(&item, false)?);
-        if !seen.contains(&key) {
-            seen.push(key);
+        if seen.insert((item.as_str().is_some(), sort_key(&item, false)?)) {
             kept.push(item);
         }
     }

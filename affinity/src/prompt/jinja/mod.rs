@@ -24,7 +24,7 @@ use std::borrow::Cow;
 use time::LocalTime;
 
 /// Instructions that a rendering may take, so that no template can hang a worker: 512 messages take some 50,000.
-const FUEL: u64 = 2_000_000;
+const FUEL: u64 = 500_000;
 
 /// The engine's clock, among the variables of a rendering. No template can name it.
 pub(super) const CLOCK: &str = "\u{F8E4}clock";

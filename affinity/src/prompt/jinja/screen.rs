@@ -22,6 +22,9 @@ pub(in crate::prompt) fn screen(source: &str, tree: &Stmt<'_>) -> Option<&'stati
                 Node::Stmt(Stmt::Do(_)) => Some("the template has a `do` statement, which engines do not know"),
                 Node::Stmt(Stmt::EmitExpr(emit)) => safe.misused(&emit.expr, true),
                 Node::Stmt(Stmt::Set(set)) => safe.assigned(&set.target, &set.expr),
+                Node::Expr(Expr::Var(name)) if ["lipsum", "cycler", "joiner"].contains(&name.id) => {
+                    Some("the template uses a function that is not here")
+                }
                 Node::Expr(Expr::Slice(slice)) if !ordinary(slice) => Some("the template slices backwards"),
                 _ => None,
             };
@@ -60,6 +63,9 @@ fn operands(e: &Expr<'_>, names: &mut BTreeSet<String>) {
         Expr::Var(variable) => {
             names.insert(variable.id.to_owned());
         }
+        // A truth value may lie within.
+        Expr::GetAttr(attribute) => operands(&attribute.expr, names),
+        Expr::GetItem(item) => operands(&item.expr, names),
         Expr::Filter(filter) if ["default", "d"].contains(&filter.name) => {
             filter.expr.iter().for_each(|of| operands(of, names));
         }

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Stands in printed text for what Python would print there and is not known: a private-use character.
 pub(crate) const DOUBT: char = '\u{F8E3}';
+/// The same as text.
+pub(crate) const DOUBT_TEXT: &str = "\u{F8E3}";
 
 /// What a template gets for a JSON value.
 pub(crate) fn value(json: &Json<'_>) -> Value {
