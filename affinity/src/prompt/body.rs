@@ -96,9 +96,10 @@ impl<'a> Body<'a> {
     }
 
     /// The prompt of a completions request, or the input of an embeddings request.
-    pub fn prompt(self, lifted: Option<&'a Lifted>) -> Result<Asked<'a>, Unknown> {
+    pub fn prompt(self, lifted: Option<&'a Lifted>, embeddings: bool) -> Result<Asked<'a>, Unknown> {
         self.unreproduced()?;
-        match self.prompt.or(self.input).ok_or(Unknown::Malformed)? {
+        let given = if embeddings { self.input } else { self.prompt };
+        match given.ok_or(Unknown::Malformed)? {
             Prompt::Text(text) => Ok(Asked::Text(resolved(text, lifted)?)),
             Prompt::Ids(ids) => Ok(Asked::Ids(ids)),
             Prompt::Other => Err(Unknown::Malformed),

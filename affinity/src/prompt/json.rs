@@ -38,7 +38,9 @@ impl<'a> Json<'a> {
         if let Some(json) = Self::parse(text) {
             return Ok(Some(json));
         }
-        if ["NaN", "Infinity"].iter().any(|word| text.contains(word))
+        let forged = text.contains('\u{F8E5}') || text.contains("\\uf8e5") || text.contains("\\uF8E5");
+        if !forged
+            && ["NaN", "Infinity"].iter().any(|word| text.contains(word))
             && let Some(json) = Json::parse(&without_words(text))
         {
             return Ok(Some(json.with_nan()));
@@ -47,7 +49,7 @@ impl<'a> Json<'a> {
         let halves = text.contains("\\ud") || text.contains("\\uD");
         let digits = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 38);
         let deep = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() > 100;
-        if halves || digits || deep { Err(Unknown::Feature("python_json")) } else { Ok(None) }
+        if halves || digits || deep || forged { Err(Unknown::Feature("python_json")) } else { Ok(None) }
     }
 
     /// Puts not-a-number where its place was kept.

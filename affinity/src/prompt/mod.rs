@@ -244,7 +244,7 @@ impl Prompts {
         let profile = self.profile(model).ok_or(Unknown::Model)?;
         let salt = body.cache_salt.clone();
         let chat = api == Api::Chat || api == Api::Embeddings && body.is_chat();
-        let handed_on = if chat { body.handed_on()? } else { None };
+        let handed_on = if api == Api::Chat { body.handed_on()? } else { None };
         if let Some(ids) = handed_on {
             return by_ids(profile, namespace, salt.as_deref(), &ids);
         }
@@ -254,10 +254,12 @@ impl Prompts {
             let mut conversation = body.conversation(lifted, profile.exclude_unused_tools)?;
             if api == Api::Embeddings {
                 conversation.add_generation_prompt.get_or_insert(false);
+                // Requests for embeddings have none of these.
+                (conversation.tools, conversation.documents, conversation.reasoning_effort) = (None, None, None);
             }
             self.render(profile, model, &conversation, now)?
         } else {
-            match body.prompt(lifted)? {
+            match body.prompt(lifted, api == Api::Embeddings)? {
                 Prompt::Ids(ids) => return by_ids(profile, namespace, salt.as_deref(), &ids),
                 Prompt::Text(text) => {
                     if let Some(Some(mistral)) = self.mistral.get(usize::from(model)) {

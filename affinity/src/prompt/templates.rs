@@ -113,11 +113,11 @@ impl Templates {
         let number = self.templates.len();
         let source = prepared(&template.source);
         let (copies, ordered) = {
-            let tree = tree(&source).ok_or_else(|| format!("the template {:?} cannot be parsed", template.name))?;
+            let tree = tree(&source).map_err(|e| format!("the template {:?} cannot be parsed: {e}", template.name))?;
             if let Some(why) = screen(&source, &tree) {
                 return Err(why.to_owned());
             }
-            let followed = syntax().filter(|_| !marked && !template.takes_parts);
+            let followed = syntax().ok().filter(|_| !marked && !template.takes_parts);
             (followed.and_then(|syntax| copying(&source, syntax).ok()), ordered(&tree))
         };
         self.compiled.add_template_owned(number.to_string(), source.clone()).map_err(|e| e.to_string())?;

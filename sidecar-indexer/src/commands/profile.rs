@@ -39,7 +39,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     see(&model, "DIR")?;
     let loaded = models::load(&model, Path::new("")).context("DIR")?;
     let outcome = test(&loaded.profile, &loaded.vocabulary);
-    let failed = matches!(&outcome, Outcome::Tested { differ, .. } if !differ.is_empty());
+    let (_, broken) = Prompts::new(Profiles { models: vec![loaded.profile.clone()] });
+    let failed = !broken.is_empty() || matches!(&outcome, Outcome::Tested { differ, .. } if !differ.is_empty());
     let page = json_page(&model.tokenizer, &loaded.profile, &loaded.vocabulary, &loaded.notes, &outcome);
     let text = if arguments.json { format!("{page:#}\n") } else { for_people(&page) };
     stdout().write_all(text.as_bytes()).context("standard output")?;

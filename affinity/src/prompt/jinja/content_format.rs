@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 #[must_use]
 pub fn takes_parts(source: &str) -> bool {
     let source = prepared(source);
-    tree(&source).and_then(|tree| loops_over_content(&tree)).unwrap_or(false)
+    tree(&source).ok().and_then(|tree| loops_over_content(&tree)).unwrap_or(false)
 }
 
 #[derive(Default)]

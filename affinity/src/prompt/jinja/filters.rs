@@ -38,7 +38,7 @@ pub(super) fn add(env: &mut Environment<'_>) {
     env.add_filter("indent", indent);
     env.add_filter("join", join);
     env.add_filter("list", list);
-    env.add_filter("first", |value: Value| Ok::<_, Error>(value.try_iter()?.next().unwrap_or_default()));
+    env.add_filter("first", |value: Value| value.try_iter()?.checked().next().unwrap_or(Ok(Value::UNDEFINED)));
     env.add_filter("last", |value: Value| Ok::<_, Error>(items(&value)?.pop().unwrap_or_default()));
     env.add_filter("reverse", reverse);
     for name in ["min", "max"] {
@@ -99,7 +99,7 @@ fn items(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_none() {
         return Err(unknown());
     }
-    Ok(value.try_iter()?.collect())
+    value.try_iter()?.checked().collect()
 }
 
 /// Of what is false there is nothing to go through, whatever it is.

@@ -5,6 +5,7 @@
 
 mod checks;
 mod content_format;
+mod divergences;
 mod filters;
 mod methods;
 mod screen;
@@ -33,7 +34,7 @@ pub(super) const CLOCK: &str = "\u{F8E4}clock";
 pub(super) fn environment() -> Environment<'static> {
     let mut env = Environment::empty();
     env.set_fuel(Some(FUEL));
-    if let Some(syntax) = syntax() {
+    if let Ok(syntax) = syntax() {
         env.set_syntax(syntax);
     }
     env.set_unknown_method_callback(methods::call);
@@ -59,8 +60,8 @@ pub(super) fn environment() -> Environment<'static> {
     env
 }
 
-pub(super) fn syntax() -> Option<SyntaxConfig> {
-    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().ok()
+pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
 /// A template's source as it is compiled here. Jinja2 reads every line's end as `\n`; and its `generation` blocks, which
@@ -92,8 +93,11 @@ pub(super) fn prepared(source: &str) -> String {
 }
 
 /// A template's syntax tree, of a source that is [`prepared`].
-pub(super) fn tree(source: &str) -> Option<Stmt<'_>> {
-    parse(source, "", syntax()?).ok()
+///
+/// # Errors
+/// When it cannot be parsed.
+pub(super) fn tree(source: &str) -> Result<Stmt<'_>, Error> {
+    parse(source, "", syntax()?)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Refuses templates in which minijinja would do otherwise than Jinja2, as far as their source tells.
 
+use super::divergences::divergence;
 use super::walk::{Node, statement};
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Slice, Stmt};
 use std::collections::BTreeSet;
@@ -8,6 +9,9 @@ use std::collections::BTreeSet;
 pub(in crate::prompt) fn screen(source: &str, tree: &Stmt<'_>) -> Option<&'static str> {
     if odd_escape(source) {
         return Some("the template has an escape in a text that is read otherwise here");
+    }
+    if let Some(why) = divergence(source, tree) {
+        return Some(why);
     }
     let mut safe = Safe::default();
     loop {

@@ -1,5 +1,6 @@
 //! What Python's texts do otherwise than Rust's.
 
+use super::values::newer;
 use minijinja::{Error, ErrorKind};
 
 /// What `str.isspace` and `str.strip` take for whitespace: Unicode's, and four separators among the control characters.
@@ -43,6 +44,10 @@ pub(super) fn split_lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &
 /// # Errors
 /// Titles of characters beyond ASCII take Unicode's tables.
 pub(super) fn casing(text: &str, how: &str) -> Result<String, Error> {
+    // These have had no other case in older Unicode.
+    if text.chars().any(|c| matches!(c, '\u{19b}' | '\u{264}') || newer(c)) {
+        return Err(Error::from(ErrorKind::InvalidOperation));
+    }
     match how {
         "upper" => Ok(text.to_uppercase()),
         "lower" => Ok(text.to_lowercase()),

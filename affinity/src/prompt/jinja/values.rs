@@ -5,8 +5,8 @@
 
 use crate::prompt::json::Json;
 use crate::prompt::json_text::python_float;
-use minijinja::Value;
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, ValueKind};
+use minijinja::{Error, ErrorKind, Value};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -155,7 +155,8 @@ impl Object for Generator {
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         if self.used.swap(true, Ordering::Relaxed) {
             // Python's is empty then; whether ours has been looked at once more than Python's is not sure.
-            return Enumerator::Iter(Box::new(std::iter::once(Value::from(DOUBT))));
+            let unsure = Value::from(Error::from(ErrorKind::InvalidOperation));
+            return Enumerator::Iter(Box::new(std::iter::once(unsure)));
         }
         Enumerator::Iter(Box::new(self.items.clone().into_iter()))
     }
@@ -293,7 +294,7 @@ fn printable(c: char) -> bool {
 
 /// Whether a character may be newer than Unicode 14, which is Python 3.11's: other Pythons print it otherwise. Compared
 /// with that Python character by character; beyond the basic plane only well-known blocks count as old.
-fn newer(c: char) -> bool {
+pub(super) fn newer(c: char) -> bool {
     match c {
         ..'\u{10000}' => matches!(c,
             '\u{88f}' | '\u{897}' | '\u{c5c}' | '\u{cdc}' | '\u{cf3}' | '\u{ece}' | '\u{1acf}'..='\u{1aeb}'

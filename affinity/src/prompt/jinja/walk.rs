@@ -88,7 +88,8 @@ fn arguments<'t, 'a>(nodes: &'t [CallArg<'a>], visit: &mut dyn FnMut(Node<'t, 'a
     }
 }
 
-fn expression<'t, 'a>(node: &'t Expr<'a>, visit: &mut dyn FnMut(Node<'t, 'a>)) {
+/// Visits an expression and all within.
+pub(super) fn expression<'t, 'a>(node: &'t Expr<'a>, visit: &mut dyn FnMut(Node<'t, 'a>)) {
     visit(Node::Expr(node));
     match node {
         Expr::Var(_) | Expr::Const(_) => {}
