@@ -170,7 +170,7 @@ fn a_profile_is_shown_with_its_self_test() {
     let broken = with_template("broken-profile", "{% if %}");
     let ran = run(&["profile", broken.to_str().unwrap(), "--json"], "");
     let page: Value = serde_json::from_slice(&ran.out).unwrap();
-    assert_eq!((ran.code, &page["self_test"]["result"]), (0, &json!("passed")));
+    assert_eq!((ran.code, &page["self_test"]["result"]), (1, &json!("passed")));
     assert_eq!(page["templates"][0]["compiles"], json!(false));
     assert!(page["templates"][0]["why_not"].is_string(), "{page}");
     let ran = run(&["profile", "/nowhere"], "");
