@@ -214,9 +214,10 @@ impl Known {
         now: LocalTime,
     ) -> Result<Rendered, Unknown> {
         let compiled = compiled.get_template(&self.number).map_err(|_| Unknown::Template)?;
-        let variables = self.variables(choice, conversation, now)?;
+        // Most prompts are put together from memory, without any of these.
+        let variables = OnceCell::new();
         let print = |messages: Value| {
-            let mut all = variables.clone();
+            let mut all = variables.get_or_init(|| self.variables(choice, conversation, now)).clone()?;
             all.push(("messages".into(), messages));
             let text = compiled.render(Value::from_pairs(all)).map_err(|_| Unknown::Template)?;
             if may_doubt(&text) { Err(Unknown::Template) } else { Ok(text) }
