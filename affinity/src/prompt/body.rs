@@ -2,7 +2,7 @@
 
 use super::Unknown;
 use super::conversation::{Content, Conversation, Message, Part, Tool, ToolCall};
-use super::json::{Fields, Json, take};
+use super::json::{Fields, Json, take, take_bool, take_object, take_text};
 use super::lift::Lifted;
 use serde::de::{Error, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -161,51 +161,28 @@ impl<'a> Body<'a> {
 }
 
 /// Tools as chat requests give them; an empty list is refused.
-pub(super) fn tools(given: Json<'_>) -> Result<Vec<Tool<'_>>, Unknown> {
+fn tools(given: Json<'_>) -> Result<Vec<Tool<'_>>, Unknown> {
     match given {
-        Json::List(items) if !items.is_empty() => {
-            items.into_iter().map(|item| tool(item).ok_or(Unknown::Malformed)).collect()
-        }
+        Json::List(items) if !items.is_empty() => items.into_iter().map(tool).collect(),
         _ => Err(Unknown::Malformed),
     }
 }
 
-/// `None`: vLLM's request model refuses it.
-fn tool(given: Json<'_>) -> Option<Tool<'_>> {
-    let Json::Map(mut fields) = given else { return None };
+/// What vLLM's request model refuses is malformed.
+fn tool(given: Json<'_>) -> Result<Tool<'_>, Unknown> {
+    let Json::Map(mut fields) = given else { return Err(Unknown::Malformed) };
     if take(&mut fields, "type").is_some_and(|kind| kind.as_str() != Some("function")) {
-        return None;
+        return Err(Unknown::Malformed);
     }
-    let Json::Map(mut function) = take(&mut fields, "function")? else { return None };
-    Some(Tool {
-        name: text(take(&mut function, "name"))??,
-        description: text(take(&mut function, "description"))?,
-        parameters: match take(&mut function, "parameters") {
-            None | Some(Json::Null) => None,
-            Some(parameters @ Json::Map(_)) => Some(parameters),
-            Some(_) => return None,
-        },
-        strict: flag(take(&mut function, "strict"))?,
-        defer_loading: flag(take(&mut function, "defer_loading"))?,
-        outer_defer_loading: flag(take(&mut fields, "defer_loading"))?,
+    let mut function = take_object(&mut fields, "function")?.ok_or(Unknown::Malformed)?;
+    Ok(Tool {
+        name: take_text(&mut function, "name")?.ok_or(Unknown::Malformed)?,
+        description: take_text(&mut function, "description")?,
+        parameters: take_object(&mut function, "parameters")?.map(Json::Map),
+        strict: take_bool(&mut function, "strict")?,
+        defer_loading: take_bool(&mut function, "defer_loading")?,
+        outer_defer_loading: take_bool(&mut fields, "defer_loading")?,
     })
-}
-
-/// `None`: neither a text nor null.
-fn text(given: Option<Json<'_>>) -> Option<Option<Cow<'_, str>>> {
-    match given {
-        None | Some(Json::Null) => Some(None),
-        Some(Json::Text(text)) => Some(Some(text)),
-        Some(_) => None,
-    }
-}
-
-fn flag(given: Option<Json<'_>>) -> Option<Option<bool>> {
-    match given {
-        None | Some(Json::Null) => Some(None),
-        Some(Json::Bool(flag)) => Some(Some(flag)),
-        Some(_) => None,
-    }
 }
 
 impl<'a> Raw<'a> {
@@ -229,7 +206,7 @@ impl<'a> Raw<'a> {
         let tool_calls = match of("assistant", self.tool_calls) {
             None => Vec::new(),
             Some(Json::List(calls)) => {
-                let call = |call: Json<'a>| call.resolved(lifted).and_then(tool_call).ok_or(Unknown::Malformed);
+                let call = |call: Json<'a>| call.resolved(lifted).ok_or(Unknown::Malformed).and_then(tool_call);
                 calls.into_iter().map(call).collect::<Result<_, _>>()?
             }
             Some(_) => return Err(Unknown::Malformed),
@@ -244,7 +221,10 @@ impl<'a> Raw<'a> {
         Ok(Message {
             content,
             // The engine drops what is no text.
-            name: text(self.name).flatten(),
+            name: match self.name {
+                Some(Json::Text(name)) => Some(name),
+                _ => None,
+            },
             tool_calls,
             tool_call_id,
             reasoning: match reasoning {
@@ -290,7 +270,7 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
         _ => return None,
     };
     let marked = take(&mut fields, "uuid").is_some_and(|uuid| !uuid.is_null());
-    let kind = text(take(&mut fields, "type"))?;
+    let kind = take_text(&mut fields, "type").ok()?;
     let key = match kind.as_deref() {
         Some("text" | "input_text" | "output_text") if !marked => "text",
         Some("refusal") if !marked => "refusal",
@@ -305,7 +285,7 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
             return fields.iter().any(media).then_some(Some(Part::Media));
         }
     };
-    match text(take(&mut fields, key))? {
+    match take_text(&mut fields, key).ok()? {
         None if key == "thinking" => None,
         None => Some(None),
         Some(text) => {
@@ -315,7 +295,11 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
             Some(Some(match kind.as_deref() {
                 Some("text") => Part::Text { text, extra },
                 Some("thinking") => {
-                    let closed = closed.map_or(Some(true), |closed| flag(Some(closed)).flatten())?;
+                    let closed = match closed {
+                        None => true,
+                        Some(Json::Bool(closed)) => closed,
+                        Some(_) => return None,
+                    };
                     Part::Thought { text, closed, extra }
                 }
                 _ => Part::Other { text, extra },
@@ -324,17 +308,17 @@ pub(super) fn part(given: Json<'_>) -> Option<Option<Part<'_>>> {
     }
 }
 
-/// `None`: vLLM's request model refuses it.
-fn tool_call(given: Json<'_>) -> Option<ToolCall<'_>> {
-    let Json::Map(mut fields) = given else { return None };
-    if take(&mut fields, "type")?.as_str() != Some("function") {
-        return None;
+/// What vLLM's request model refuses is malformed.
+fn tool_call(given: Json<'_>) -> Result<ToolCall<'_>, Unknown> {
+    let Json::Map(mut fields) = given else { return Err(Unknown::Malformed) };
+    if take(&mut fields, "type").as_ref().and_then(Json::as_str) != Some("function") {
+        return Err(Unknown::Malformed);
     }
-    let id = text(take(&mut fields, "id"))??;
-    let Json::Map(mut function) = take(&mut fields, "function")? else { return None };
-    let name = text(take(&mut function, "name"))??;
-    let arguments = text(take(&mut function, "arguments"))??;
-    Some(ToolCall { id, name, arguments, extra: fields, function_extra: function, name_first: false })
+    let id = take_text(&mut fields, "id")?.ok_or(Unknown::Malformed)?;
+    let mut function = take_object(&mut fields, "function")?.ok_or(Unknown::Malformed)?;
+    let name = take_text(&mut function, "name")?.ok_or(Unknown::Malformed)?;
+    let arguments = take_text(&mut function, "arguments")?.ok_or(Unknown::Malformed)?;
+    Ok(ToolCall { id, name, arguments, extra: fields, function_extra: function, name_first: false })
 }
 
 /// A text whose place in the body may have been taken by a name for it.

@@ -1,7 +1,8 @@
 //! What every chat-like API's body becomes, before it is rendered.
 
 use super::Unknown;
-use super::json::{Fields, Json};
+use super::json::{Fields, Json, take_text};
+use super::lift::Lifted;
 use std::borrow::Cow;
 
 /// A body of which model and salt are known, and the conversation if it can be.
@@ -10,6 +11,23 @@ pub(super) struct Envelope<'a> {
     pub model: Option<Cow<'a, str>>,
     pub cache_salt: Option<Cow<'a, str>>,
     pub conversation: Result<Conversation<'a>, Unknown>,
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads a body; `convert` makes a conversation of what is left of it. `lifted` is what [`Lifted::of`] made of it.
+    ///
+    /// # Errors
+    /// [`Unknown::Malformed`] if it is no object, or its model is no name.
+    pub fn read(
+        body: &'a [u8],
+        lifted: Option<&'a Lifted>,
+        convert: impl FnOnce(Fields<'a>) -> Result<Conversation<'a>, Unknown>,
+    ) -> Result<Self, Unknown> {
+        let mut body = Json::object(body, lifted)?;
+        let model = take_text(&mut body, "model")?;
+        let cache_salt = take_text(&mut body, "cache_salt")?;
+        Ok(Self { model, cache_salt, conversation: convert(body) })
+    }
 }
 
 /// A conversation, its tools, and how it is to be rendered.

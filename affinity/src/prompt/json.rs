@@ -52,18 +52,27 @@ impl<'a> Json<'a> {
         if halves || digits || deep || forged { Err(Unknown::Feature("python_json")) } else { Ok(None) }
     }
 
-    /// Puts not-a-number where its place was kept.
+    /// The same value, borrowing nothing.
+    pub fn into_owned(self) -> Json<'static> {
+        self.owned(|text| Json::Text(Cow::Owned(text)))
+    }
+
+    /// The same value with not-a-number where its place was kept.
     fn with_nan(self) -> Json<'static> {
+        self.owned(|text| if text == NOT_A_NUMBER { Json::Float(f64::NAN) } else { Json::Text(Cow::Owned(text)) })
+    }
+
+    /// The same value, borrowing nothing; `text` says what becomes of its texts.
+    fn owned(self, text: fn(String) -> Json<'static>) -> Json<'static> {
         match self {
             Json::Null => Json::Null,
             Json::Bool(value) => Json::Bool(value),
             Json::Int(value) => Json::Int(value),
             Json::Float(value) => Json::Float(value),
-            Json::Text(text) if text == NOT_A_NUMBER => Json::Float(f64::NAN),
-            Json::Text(text) => Json::Text(Cow::Owned(text.into_owned())),
-            Json::List(items) => Json::List(items.into_iter().map(Json::with_nan).collect()),
+            Json::Text(own) => text(own.into_owned()),
+            Json::List(items) => Json::List(items.into_iter().map(|item| item.owned(text)).collect()),
             Json::Map(fields) => Json::Map(
-                fields.into_iter().map(|(key, value)| (Cow::Owned(key.into_owned()), value.with_nan())).collect(),
+                fields.into_iter().map(|(key, value)| (Cow::Owned(key.into_owned()), value.owned(text))).collect(),
             ),
         }
     }

@@ -14,10 +14,7 @@ use std::borrow::Cow;
 /// # Errors
 /// [`Unknown::Malformed`] if it is no object, or its model is no name.
 pub(super) fn read<'a>(body: &'a [u8], lifted: Option<&'a Lifted>) -> Result<Envelope<'a>, Unknown> {
-    let mut body = Json::object(body, lifted)?;
-    let model = take_text(&mut body, "model")?;
-    let cache_salt = take_text(&mut body, "cache_salt")?;
-    Ok(Envelope { model, cache_salt, conversation: convert(body) })
+    Envelope::read(body, lifted, convert)
 }
 
 fn convert(mut body: Fields<'_>) -> Result<Conversation<'_>, Unknown> {

@@ -5,7 +5,7 @@ use super::copying::copying;
 use super::jinja::text::{python_space, strip};
 use super::jinja::time::LocalTime;
 use super::jinja::values::{DOUBT, list, record, value};
-use super::jinja::{CLOCK, environment, ordered, prepared, screen, syntax, takes_parts, tree};
+use super::jinja::{CLOCK, environment, ordered, prepared, screen, takes_parts, tree};
 use super::json::{Json, field};
 use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
@@ -117,8 +117,8 @@ impl Templates {
             if let Some(why) = screen(&source, &tree) {
                 return Err(why.to_owned());
             }
-            let followed = syntax().ok().filter(|_| !marked && !template.takes_parts);
-            (followed.and_then(|syntax| copying(&source, syntax).ok()), ordered(&tree))
+            let followed = !marked && !template.takes_parts;
+            (followed.then(|| copying(&tree).ok()).flatten(), ordered(&tree))
         };
         self.compiled.add_template_owned(number.to_string(), source.clone()).map_err(|e| e.to_string())?;
         self.templates.push(Known {

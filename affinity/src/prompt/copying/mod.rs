@@ -9,10 +9,7 @@
 mod values;
 
 use super::skeleton::MARK;
-use minijinja::Error;
 use minijinja::machinery::ast::{Expr, ForLoop, Macro, Stmt};
-use minijinja::machinery::parse;
-use minijinja::syntax::SyntaxConfig;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a copying template does depends on roles, on the number of messages, and on this of their contents.
@@ -28,9 +25,8 @@ pub(super) struct Copying {
 }
 
 /// Finds out whether a template only copies contents; the error says what else it does.
-pub(super) fn copying(source: &str, syntax: SyntaxConfig) -> Result<Copying, &'static str> {
-    let parsed: Result<Stmt<'_>, Error> = parse(source, "", syntax);
-    let Ok(Stmt::Template(template)) = parsed else { return Err("it cannot be parsed") };
+pub(super) fn copying(tree: &Stmt<'_>) -> Result<Copying, &'static str> {
+    let Stmt::Template(template) = tree else { return Err("it is no template") };
     let mut judge = Judge { names: BTreeMap::from([("messages", Messages), ("loop", Loop)]), ..Judge::default() };
     // Kinds only ever move up a lattice of height 3, so this ends; the bound is for the proof's sake.
     for _ in 0..ROUNDS {

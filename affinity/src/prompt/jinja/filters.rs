@@ -2,7 +2,7 @@
 
 use super::methods::replace;
 use super::text::{casing, split_lines, strip};
-use super::values::{self, Float, Generator, Map, python_str};
+use super::values::{self, Float, Generator, List, Map, python_str};
 use crate::prompt::json::{Fields, Json};
 use crate::prompt::json_text::{self, Style};
 use minijinja::value::{DynObject, Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
@@ -153,18 +153,18 @@ fn json(value: &Value, depth: usize) -> Result<Json<'_>, Error> {
     if let Some(text) = value.as_str() {
         return Ok(Json::Text(Cow::Borrowed(text)));
     }
-    let owned = |value: &Value| match json(value, depth + 1)? {
-        Json::Text(text) => Ok(Json::Text(Cow::Owned(text.into_owned()))),
-        other => Ok(into_owned(other)),
-    };
+    let owned = |value: &Value| json(value, depth + 1).map(Json::into_owned);
     Ok(match value.kind() {
         ValueKind::None => Json::Null,
         ValueKind::Bool => Json::Bool(value.is_true()),
         ValueKind::Number if value.is_integer() => Json::Int(i128::try_from(value.clone()).map_err(|_| unknown())?),
         ValueKind::Number => Json::Float(f64::try_from(value.clone()).map_err(|_| unknown())?),
-        ValueKind::Seq => Json::List(value.try_iter()?.map(|item| owned(&item)).collect::<Result<_, Error>>()?),
+        // The usual lists and dicts are read in place.
+        ValueKind::Seq => Json::List(match value.downcast_object_ref::<List>() {
+            Some(List(items)) => items.iter().map(|item| json(item, depth + 1)).collect::<Result<_, Error>>()?,
+            None => value.try_iter()?.map(|item| owned(&item)).collect::<Result<_, Error>>()?,
+        }),
         ValueKind::Map => {
-            // The usual dict is read in place.
             if let Some(Map(fields)) = value.downcast_object_ref::<Map>() {
                 let field = |(key, value)| Ok((Cow::Borrowed(key_of(key)?), json(value, depth + 1)?));
                 return Ok(Json::Map(
@@ -181,20 +181,6 @@ fn json(value: &Value, depth: usize) -> Result<Json<'_>, Error> {
 
 fn key_of(key: &Value) -> Result<&str, Error> {
     key.as_str().ok_or_else(unknown)
-}
-
-fn into_owned(json: Json<'_>) -> Json<'static> {
-    match json {
-        Json::Null => Json::Null,
-        Json::Bool(value) => Json::Bool(value),
-        Json::Int(value) => Json::Int(value),
-        Json::Float(value) => Json::Float(value),
-        Json::Text(text) => Json::Text(Cow::Owned(text.into_owned())),
-        Json::List(items) => Json::List(items.into_iter().map(into_owned).collect()),
-        Json::Map(fields) => Json::Map(
-            fields.into_iter().map(|(key, value)| (Cow::Owned(key.into_owned()), into_owned(value))).collect(),
-        ),
-    }
 }
 
 fn length(value: Value) -> Result<usize, Error> {

@@ -60,7 +60,7 @@ pub(super) fn environment() -> Environment<'static> {
     env
 }
 
-pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
+fn syntax() -> Result<SyntaxConfig, Error> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 

@@ -83,7 +83,7 @@ impl Object for Map {
 
 /// A Python list.
 #[derive(Debug)]
-pub(super) struct List(Vec<Value>);
+pub(super) struct List(pub Vec<Value>);
 
 impl Object for List {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
