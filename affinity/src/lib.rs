@@ -5,7 +5,7 @@
 //!
 //! Read in this order: [`prompt`] (a request's canonical bytes), [`fingerprint`] (bytes to fingerprints), [`page`] and [`lookup`] (the affinity table),
 //! [`predicted`] (placements not yet confirmed), [`placement`] (loads and matches to an endpoint),
-//! [`fleet`] and [`sync`] (what travels between indexer and filter).
+//! [`fleet`], [`profile`] and [`sync`] (what travels between indexer and filter).
 
 pub mod fingerprint;
 pub mod fleet;
@@ -13,6 +13,7 @@ pub mod lookup;
 pub mod page;
 pub mod placement;
 pub mod predicted;
+pub mod profile;
 pub mod prompt;
 pub mod sync;
 pub mod units;

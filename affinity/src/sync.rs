@@ -65,7 +65,7 @@ pub enum Frame<'a> {
     Page(u32, &'a [u8]),
     /// The fleet page ([`crate::fleet::Fleet`]).
     Fleet(&'a [u8]),
-    /// The profiles page ([`crate::fleet::Profiles`]).
+    /// The profiles page ([`crate::profile::Profiles`]).
     Profiles(&'a [u8]),
     /// Placements of other gateways, as [`decode_placements`] reads them.
     Placements(&'a [u8]),

@@ -6,9 +6,10 @@
 use crate::host::{self, Metric, MetricKind};
 use crate::loads::Loads;
 use affinity::Slot;
-use affinity::fleet::{Endpoint, Fleet, Health, Profiles};
+use affinity::fleet::{Endpoint, Fleet, Health};
 use affinity::lookup::Layout;
 use affinity::placement::{Engine, engine_seed};
+use affinity::profile::Profiles;
 use affinity::prompt::Prompts;
 use std::cell::{Ref, RefCell};
 

@@ -5,7 +5,7 @@ use crate::profile::{self, Loaded};
 use crate::selftest::spelling::{self, Outcome};
 use crate::zone::Zone;
 use affinity::Slot;
-use affinity::fleet::{Profile, Profiles, Renderer, SELF_TEST};
+use affinity::profile::{Profile, Profiles, Renderer, SELF_TEST};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

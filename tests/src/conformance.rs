@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use affinity::fleet::{Profile, Profiles, Renderer, Template};
+use affinity::profile::{Profile, Profiles, Renderer, Template};
 use affinity::prompt::{Api, Prompts, takes_parts};
 
 /// The special tokens templates ask for, all different. The tiny model has no BOS, so it gets tokens of its own: their

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use affinity::fleet::Profile;
+use affinity::profile::Profile;
 use affinity::prompt::spelling::Speller;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -51,8 +51,8 @@ impl Model {
         let loaded = profile::load_directory(folder, &Options { tokenizer_mode: mode, ..Options::default() })?;
         let (profile, vocabulary) = (loaded.profile, loaded.vocabulary);
         // The profile as the filter gets it.
-        let sent = affinity::fleet::Profiles { models: vec![profile] }.encode();
-        let sent = affinity::fleet::Profiles::decode(&sent).context("the profile does not survive the way")?;
+        let sent = affinity::profile::Profiles { models: vec![profile] }.encode();
+        let sent = affinity::profile::Profiles::decode(&sent).context("the profile does not survive the way")?;
         let profile = sent.models.into_iter().next().context("the profile is gone")?;
         let opaque = (!profile.opaque.is_empty()).then(|| loaded.notes.join("; "));
         Ok(Self { speller: Speller::new(&profile.spelling), vocabulary, profile, opaque })
@@ -93,7 +93,7 @@ pub fn check(folder: &Path, mut each: impl FnMut(&str, &str, Outcome) -> Result<
     let built_in = Model {
         vocabulary: Vocabulary::built_in("o200k_harmony")?,
         profile: Profile::default(),
-        speller: Speller::new(&affinity::fleet::Spelling::default()),
+        speller: Speller::new(&affinity::profile::Spelling::default()),
         opaque: None,
     };
     let mut model = None;

@@ -2,7 +2,7 @@
 
 use super::templates::Templates;
 use super::{Api, Asked, Prompts};
-use crate::fleet::{Profile, Profiles, Renderer, Template};
+use crate::profile::{Profile, Profiles, Renderer, Template};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

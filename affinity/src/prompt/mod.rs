@@ -33,7 +33,7 @@ mod tests;
 mod turns;
 
 use crate::fingerprint::{Fingerprint, root};
-use crate::fleet::{Profile, Profiles, Renderer, SELF_TEST};
+use crate::profile::{Profile, Profiles, Renderer, SELF_TEST};
 use body::{Asked as Prompt, Body};
 use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;

@@ -3,7 +3,7 @@
 use super::json::Json;
 use super::json_text::{self, Style};
 use super::{Api, Prompts};
-use crate::fleet::{Profile, Profiles, Renderer, Template};
+use crate::profile::{Profile, Profiles, Renderer, Template};
 
 const TEMPLATE: &str = include_str!("../../../tests/conformance/apis.jinja");
 const RECORDING: &str = include_str!("../../../tests/fixtures/conformance/apis.jsonl");

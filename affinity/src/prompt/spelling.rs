@@ -6,7 +6,7 @@
 use super::Unknown;
 use super::composition::Composition;
 use super::scan::any_place;
-use crate::fleet::{AddedToken, PrefixSpace, Spelling, SpellingStep};
+use crate::profile::{AddedToken, PrefixSpace, Spelling, SpellingStep};
 use std::borrow::Cow;
 use std::cell::Cell;
 

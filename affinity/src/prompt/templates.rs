@@ -11,7 +11,7 @@ use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
 use super::turns::{Seen, SeenPart, Turn, documents, messages, tool, turns};
 use super::{Rendered, Unknown};
-use crate::fleet::{Profile, Profiles, Renderer, Template};
+use crate::profile::{Profile, Profiles, Renderer, Template};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value};
 use std::borrow::Cow;

@@ -1,7 +1,7 @@
 //! Bodies to prompts, through small templates.
 
 use super::*;
-use crate::fleet::{AddedToken, PrefixSpace, Renderer, Spelling, Template};
+use crate::profile::{AddedToken, PrefixSpace, Renderer, Spelling, Template};
 
 const NOW: i64 = 1_700_000_000;
 const ONE: &str = r#"{"messages":[{"role":"user","content":"x"}]}"#;

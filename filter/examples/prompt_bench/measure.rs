@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use affinity::fleet::{Profile, Profiles, Renderer, Template};
+use affinity::profile::{Profile, Profiles, Renderer, Template};
 use affinity::prompt::{Api, Canonical, Prompts};
 use affinity::{Fingerprint, Stride, fingerprints};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! `warmpath-indexer profile`: what is known of a model's prompts, for people and for programs.
 
 use super::{EngineOptions, see};
-use affinity::fleet::{AddedToken, PrefixSpace, Profile, Profiles, Renderer, SpellingStep, Template};
+use affinity::profile::{AddedToken, PrefixSpace, Profile, Profiles, Renderer, SpellingStep, Template};
 use affinity::prompt::Prompts;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};

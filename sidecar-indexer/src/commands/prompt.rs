@@ -1,7 +1,7 @@
 //! `warmpath-indexer prompt`: the canonical bytes of one request.
 
 use super::{EngineOptions, see};
-use affinity::fleet::Profiles;
+use affinity::profile::Profiles;
 use affinity::prompt::{Api, Prompts};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::IgnoredAny;

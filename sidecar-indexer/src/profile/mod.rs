@@ -16,7 +16,7 @@ use crate::canonical::Encoder;
 use crate::config::{Bos, Model, TokenizerMode};
 use crate::tokens::{Kind, Piece, SentencePiece, Tekken, Vocabulary, read_json, version};
 use added::Named;
-use affinity::fleet::{MistralFormat, PrefixSpace, Profile, Renderer, Spelling, SpellingStep};
+use affinity::profile::{MistralFormat, PrefixSpace, Profile, Renderer, Spelling, SpellingStep};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use classes::Class;
 use read::{Texts, flag, text};

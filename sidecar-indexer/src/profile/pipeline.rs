@@ -1,7 +1,7 @@
 //! What a tokenizer.json's parts do to a text, as far as the tokens' bytes tell.
 
 use super::read::{flag, text};
-use affinity::fleet::{AddedToken, PrefixSpace, Spelling, SpellingStep};
+use affinity::profile::{AddedToken, PrefixSpace, Spelling, SpellingStep};
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! Which chat templates an engine uses: transformers' rules, and vLLM's on top of them.
 
 use super::read::{Texts, text};
-use affinity::fleet::{Renderer, Template};
+use affinity::profile::{Renderer, Template};
 use affinity::prompt::takes_parts;
 use anyhow::{Context, Result};
 use serde_json::Value;

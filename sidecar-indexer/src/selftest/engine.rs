@@ -10,7 +10,7 @@ use crate::models::Verdict;
 use crate::tokens::Vocabulary;
 use crate::zone;
 use affinity::Slot;
-use affinity::fleet::{Profile, Profiles, Renderer};
+use affinity::profile::{Profile, Profiles, Renderer};
 use affinity::prompt::{Api, Prompts};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use super::Difference;
 use crate::canonical::Encoder;
 use crate::tokens::Vocabulary;
-use affinity::fleet::{Profile, Profiles, Renderer};
+use affinity::profile::{Profile, Profiles, Renderer};
 use affinity::prompt::{Api, Prompts};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::config::Model;
     use crate::profile;
-    use affinity::fleet::SpellingStep;
+    use affinity::profile::SpellingStep;
     use std::path::Path;
 
     fn tiny() -> profile::Loaded {
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn special_tokens_are_tried_too() {
         let mut loaded = tiny();
-        loaded.profile.spelling.added.push(affinity::fleet::AddedToken {
+        loaded.profile.spelling.added.push(affinity::profile::AddedToken {
             text: "<|im_end|>".into(),
             rstrip: true,
             ..Default::default()

@@ -2,7 +2,7 @@
 
 use super::Vocabulary;
 use crate::canonical::Encoder;
-use affinity::fleet::MistralFormat;
+use affinity::profile::MistralFormat;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use serde::Deserialize;

@@ -15,7 +15,7 @@ use super::json::{Fields, Json, field};
 use super::json_text::{self, Style};
 use super::needles::Needles;
 use super::{Rendered, Unknown};
-use crate::fleet::MistralFormat;
+use crate::profile::MistralFormat;
 use turns::{Call, Piece, Turn, Turns};
 
 /// All texts of control tokens that prompts or answers may hold.

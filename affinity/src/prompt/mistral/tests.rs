@@ -3,7 +3,7 @@
 use super::super::json::Json;
 use super::super::json_text::{self, Style};
 use super::super::{Api, Prompts, Unknown};
-use crate::fleet::{MistralFormat, Profile, Profiles, Renderer};
+use crate::profile::{MistralFormat, Profile, Profiles, Renderer};
 use std::collections::BTreeMap;
 
 const CHAT: &str = "/v1/chat/completions";

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use affinity::fleet::{MistralFormat, Profile, Renderer};
+use affinity::profile::{MistralFormat, Profile, Renderer};
 use affinity::prompt::Api;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;

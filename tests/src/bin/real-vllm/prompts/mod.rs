@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use affinity::fleet::Profiles;
+use affinity::profile::Profiles;
 use affinity::prompt::{Api, Prompts};
 use affinity::sync::{Frame, Request, read_frames};
 use anyhow::{Context, Result, bail, ensure};
