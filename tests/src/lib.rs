@@ -10,6 +10,7 @@
     reason = "test code: a panic is a failed test"
 )]
 
+pub mod check;
 pub mod conformance;
 pub mod harness;
 pub mod load;

@@ -22,9 +22,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
+use warmpath_tests::check::conclude;
 use warmpath_tests::conformance::Renders;
 use warmpath_tests::vllm::{Install, VERSION};
 
@@ -86,30 +86,7 @@ enum Suite {
 }
 
 fn main() -> ExitCode {
-    match perform(&Cli::parse()) {
-        Ok(complaints) if complaints.is_empty() => ExitCode::SUCCESS,
-        Ok(complaints) => {
-            for complaint in complaints {
-                eprintln!("not as it should be: {complaint}");
-            }
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[tokio::main]
-async fn perform(cli: &Cli) -> Result<Vec<String>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    // Whatever runs is stopped by being dropped.
-    tokio::select! {
-        result = check(cli) => result,
-        _ = interrupt.recv() => bail!("interrupted; everything that was started is stopped"),
-        _ = terminate.recv() => bail!("told to end; everything that was started is stopped"),
-    }
+    conclude(check(&Cli::parse()))
 }
 
 async fn check(cli: &Cli) -> Result<Vec<String>> {

@@ -22,8 +22,8 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
+use warmpath_tests::check::conclude;
 use warmpath_tests::harness::{Client, Reply};
 use warmpath_tests::vllm::{Counters, Install, MODEL, Replica, ReplicaOptions, VERSION};
 
@@ -82,30 +82,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    match perform(&Cli::parse()) {
-        Ok(complaints) if complaints.is_empty() => ExitCode::SUCCESS,
-        Ok(complaints) => {
-            for complaint in complaints {
-                eprintln!("not as it should be: {complaint}");
-            }
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[tokio::main]
-async fn perform(cli: &Cli) -> Result<Vec<String>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    // Whatever runs is stopped by being dropped.
-    tokio::select! {
-        result = check(cli) => result,
-        _ = interrupt.recv() => bail!("interrupted; everything that was started is stopped"),
-        _ = terminate.recv() => bail!("told to end; everything that was started is stopped"),
-    }
+    conclude(check(&Cli::parse()))
 }
 
 async fn check(cli: &Cli) -> Result<Vec<String>> {
