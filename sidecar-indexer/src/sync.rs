@@ -160,10 +160,11 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
     /// Stores `n` sequences of one block, which spell `n` different bytes.
     fn fill(state: &mut State, n: u64) {
         for i in 0..n {
+            let tokens: Vec<u32> = (0..32).map(|bit| (i >> bit & 1) as u32).collect();
             let stored = Stored {
-                hashes: vec![i],
+                hashes: &[i],
                 parent: None,
-                tokens: (0..32).map(|bit| (i >> bit & 1) as u32).collect(),
+                tokens: &tokens,
                 block_size: 32,
                 tier: Tier::Gpu,
                 group: 0,
