@@ -172,6 +172,7 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
                 adapter: None,
                 salt: None,
                 readable: 1,
+                may_repeat: false,
             };
             state.index.apply(Slot(0), &Event::Stored(stored));
         }
