@@ -57,7 +57,12 @@ const LAST: u64 = 0x1656_67B1_9E37_79F9;
 /// Mixes one word into a content hash. A bijection of `h` for every `w` and of `w` for every `h`.
 #[inline(always)]
 const fn word(h: u64, w: u64) -> u64 {
-    let h = (h ^ w).wrapping_mul(WORD);
+    mix(h ^ w)
+}
+
+#[inline(always)]
+const fn mix(h: u64) -> u64 {
+    let h = h.wrapping_mul(WORD);
     h ^ (h >> 32)
 }
 
@@ -91,7 +96,14 @@ fn load(chunk: &[u8]) -> u64 {
     if let Ok(full) = <[u8; 8]>::try_from(chunk) {
         return u64::from_le_bytes(full);
     }
-    chunk.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))
+    let (mut w, mut bits, mut rest) = (0, 0, chunk);
+    if let Some((four, behind)) = rest.split_first_chunk() {
+        (w, bits, rest) = (u64::from(u32::from_le_bytes(*four)), 32, behind);
+    }
+    if let Some((two, behind)) = rest.split_first_chunk() {
+        (w, bits, rest) = (w | u64::from(u16::from_le_bytes(*two)) << bits, bits + 16, behind);
+    }
+    rest.first().map_or(w, |one| w | u64::from(*one) << bits)
 }
 
 #[inline(always)]
@@ -141,10 +153,9 @@ pub fn fingerprints(stride: Stride, root: Fingerprint, bytes: &[u8], out: &mut V
 pub struct Chain {
     /// Fingerprint of the last complete stride, or the root.
     prefix: u64,
-    /// Content hash of the open stride's complete words.
+    /// Content hash of the open stride's complete words, with the open word's bytes XORed in: the hash of a word begins
+    /// with that XOR, so they need no place of their own.
     content: u64,
-    /// The open word's bytes, little-endian.
-    open: u64,
     len: u64,
 }
 
@@ -152,7 +163,25 @@ impl Chain {
     /// The state before the first byte of a namespace.
     #[must_use]
     pub const fn new(root: Fingerprint) -> Self {
-        Self { prefix: root.0, content: 0, open: 0, len: 0 }
+        Self { prefix: root.0, content: 0, len: 0 }
+    }
+
+    /// The state that [`Chain::prefix`], [`Chain::content`] and [`Chain::len`] were read from.
+    #[must_use]
+    pub const fn from_parts(prefix: Fingerprint, content: u64, len: u64) -> Self {
+        Self { prefix: prefix.0, content, len }
+    }
+
+    /// Fingerprint of the last complete stride; the root before the first.
+    #[must_use]
+    pub const fn prefix(&self) -> Fingerprint {
+        Fingerprint(self.prefix)
+    }
+
+    /// What the open stride's bytes add to the state.
+    #[must_use]
+    pub const fn content(&self) -> u64 {
+        self.content
     }
 
     /// How many bytes have been pushed.
@@ -168,33 +197,34 @@ impl Chain {
     }
 
     /// Appends `bytes` and reports the fingerprint of each stride they complete, in order.
-    pub fn push(&mut self, stride: Stride, mut bytes: &[u8], mut complete: impl FnMut(Fingerprint)) {
-        while let Some((byte, rest)) = bytes.split_first() {
-            if self.len.is_multiple_of(8) && bytes.len() >= 8 {
-                let (chunk, rest) = bytes.split_at(8);
-                self.len += 8;
-                self.word(stride, load(chunk), &mut complete);
-                bytes = rest;
-                continue;
+    pub fn push(&mut self, stride: Stride, bytes: &[u8], mut complete: impl FnMut(Fingerprint)) {
+        let (size, open) = (stride.bytes(), (self.len % 8) as usize);
+        let mut left = size - (self.len % size as u64) as usize;
+        self.len += bytes.len() as u64;
+        let mut content = self.content;
+        let mut rest = bytes;
+        if open > 0 {
+            let (head, behind) = bytes.split_at(bytes.len().min(8 - open));
+            content ^= load(head) << (8 * open);
+            rest = behind;
+            if open + head.len() == 8 {
+                content = mix(content);
             }
-            self.open |= u64::from(*byte) << (8 * (self.len % 8));
-            self.len += 1;
-            if self.len.is_multiple_of(8) {
-                let w = std::mem::take(&mut self.open);
-                self.word(stride, w, &mut complete);
-            }
-            bytes = rest;
+            left -= head.len();
         }
-    }
-
-    /// Takes the word that ends at `self.len`.
-    #[inline]
-    fn word(&mut self, stride: Stride, w: u64, complete: &mut impl FnMut(Fingerprint)) {
-        self.content = word(self.content, w);
-        if self.len.is_multiple_of(stride.bytes() as u64) {
-            self.prefix = link(self.prefix, std::mem::take(&mut self.content));
+        loop {
+            let (now, behind) = rest.split_at(rest.len().min(left));
+            let (words, tail) = now.as_chunks::<8>();
+            content = words.iter().fold(content, |h, w| word(h, u64::from_le_bytes(*w)));
+            content ^= load(tail);
+            if now.len() < left {
+                break;
+            }
+            self.prefix = link(self.prefix, std::mem::take(&mut content));
             complete(Fingerprint(self.prefix));
+            (rest, left) = (behind, size);
         }
+        self.content = content;
     }
 }
 

@@ -51,7 +51,7 @@ struct Probes<'a, R> {
     made: Vec<Probe>,
 }
 
-impl<R: FnMut(u32) -> Option<Vec<u8>>> Probes<'_, R> {
+impl<R: FnMut(u32) -> Option<P>, P: AsRef<[u8]>> Probes<'_, R> {
     /// Whether anybody holds this stride; `None` when no more probes may be made.
     fn held(&mut self, stride: u32) -> Option<bool> {
         if let Some(known) = self.made.iter().find(|p| p.stride == stride) {
@@ -62,7 +62,10 @@ impl<R: FnMut(u32) -> Option<Vec<u8>>> Probes<'_, R> {
         }
         let fingerprint = *self.prefixes.get(stride.checked_sub(1)? as usize)?;
         let bytes = (self.read)(page_of(fingerprint, self.layout.bits));
-        let page = bytes.as_deref().and_then(PageView::parse).filter(|page| page.epoch == self.layout.epoch);
+        let page = bytes
+            .as_ref()
+            .and_then(|bytes| PageView::parse(bytes.as_ref()))
+            .filter(|page| page.epoch == self.layout.epoch);
         let found: Option<Found<'_>> = page.and_then(|page| page.get(fingerprint));
         let (tokens, holders) = found.map_or((Tokens(0), Vec::new()), |f| (f.tokens, f.holders().collect()));
         let held = !holders.is_empty();
@@ -114,13 +117,13 @@ impl<R: FnMut(u32) -> Option<Vec<u8>>> Probes<'_, R> {
 /// The deepest match, and those of others that were met; with `others`, of every endpoint that holds a quarter or more.
 ///
 /// `prefixes[k-1]` is `fp_k`; `likely` is the stride at which the deepest match probably ends (any number is right, a
-/// good one is quicker); `read` gives a page's bytes by number.
-pub fn lookup(
+/// good one is quicker); `read` gives a page's bytes by number, borrowed or not.
+pub fn lookup<P: AsRef<[u8]>>(
     prefixes: &[Fingerprint],
     layout: Layout,
     likely: u32,
     others: bool,
-    read: impl FnMut(u32) -> Option<Vec<u8>>,
+    read: impl FnMut(u32) -> Option<P>,
 ) -> Vec<Match> {
     if prefixes.is_empty() {
         return Vec::new();
@@ -190,7 +193,7 @@ mod tests {
             let depth: Vec<u32> = depth.iter().map(|d| d % (n as u32 + 1)).collect();
             let pages = pages(&prefixes, &depth, 3);
             let mut reads = 0;
-            let found = lookup(&prefixes, LAYOUT, likely, others, |page| { reads += 1; pages.get(page as usize).cloned() });
+            let found = lookup(&prefixes, LAYOUT, likely, others, |page| { reads += 1; pages.get(page as usize) });
             prop_assert!(reads <= PROBES);
             for m in &found {
                 prop_assert_eq!(m.stride, depth[usize::from(m.slot.0)]);
@@ -208,7 +211,7 @@ mod tests {
         fn many_holders_are_undercounted_never_overcounted(depth in proptest::collection::vec(0u32..400, 40)) {
             let prefixes = prefixes(400);
             let pages = pages(&prefixes, &depth, 3);
-            for m in lookup(&prefixes, LAYOUT, 200, true, |page| pages.get(page as usize).cloned()) {
+            for m in lookup(&prefixes, LAYOUT, 200, true, |page| pages.get(page as usize)) {
                 prop_assert!(m.stride <= depth[usize::from(m.slot.0)]);
             }
         }
@@ -218,9 +221,9 @@ mod tests {
     fn pages_of_another_epoch_and_missing_pages_hold_nothing() {
         let prefixes = prefixes(50);
         let pages = pages(&prefixes, &[50], 4);
-        assert!(lookup(&prefixes, LAYOUT, 50, true, |page| pages.get(page as usize).cloned()).is_empty());
-        assert!(lookup(&prefixes, LAYOUT, 50, true, |_| None).is_empty());
-        assert!(lookup(&[], LAYOUT, 0, true, |_| None).is_empty());
+        assert!(lookup(&prefixes, LAYOUT, 50, true, |page| pages.get(page as usize)).is_empty());
+        assert!(lookup(&prefixes, LAYOUT, 50, true, |_| None::<&[u8]>).is_empty());
+        assert!(lookup(&[], LAYOUT, 0, true, |_| None::<&[u8]>).is_empty());
     }
 
     #[test]
@@ -231,7 +234,7 @@ mod tests {
             let mut reads = 0;
             lookup(&prefixes, LAYOUT, likely, true, |page| {
                 reads += 1;
-                pages.get(page as usize).cloned()
+                pages.get(page as usize)
             });
             reads
         };

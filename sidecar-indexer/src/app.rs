@@ -151,11 +151,11 @@ impl App {
                 }
                 Action::Apply(message) => match &message.payload {
                     Ok(batch) => {
-                        for event in &batch.events {
-                            state.index.apply(slot, event);
+                        for event in batch.events() {
+                            state.index.apply(slot, &event);
                         }
                         let lag = live.then(|| unix_now() - batch.timestamp);
-                        self.metrics.applied(address, &batch.events, batch.skipped, lag);
+                        self.metrics.applied(address, batch, lag);
                     }
                     Err(error) => {
                         // It may have held removals: nothing known before it can be trusted.

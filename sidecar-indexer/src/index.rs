@@ -180,7 +180,7 @@ impl Index {
     }
 
     /// Applies one event of an endpoint. Events of unknown endpoints are ignored.
-    pub fn apply(&mut self, slot: Slot, event: &Event) {
+    pub fn apply(&mut self, slot: Slot, event: &Event<'_>) {
         for of in Holdings::of(slot) {
             match event {
                 Event::Stored(stored) => self.store(of, stored),
@@ -237,13 +237,13 @@ impl Index {
         blocks.into_iter().flatten().map(|(hash, b)| (*hash, b.copies.iter().map(|n| u32::from(*n)).sum()))
     }
 
-    fn store(&mut self, of: Holdings, stored: &Stored) {
+    fn store(&mut self, of: Holdings, stored: &Stored<'_>) {
         let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
         if !self.options.tiers.contains(&stored.tier) || !endpoint.accepts(stored) {
             return;
         }
         if stored.block_size == 0 {
-            for hash in &stored.hashes {
+            for hash in stored.hashes {
                 self.add_copy(of, *hash, stored.tier);
             }
             return;
@@ -252,9 +252,9 @@ impl Index {
         let mut anchor = match stored.parent {
             Some(parent) => endpoint.anchor(parent),
             None => {
-                let name = stored.adapter.as_deref().unwrap_or(&endpoint.model);
+                let name = stored.adapter.unwrap_or(&endpoint.model);
                 let name = if of.ids { ids_namespace(name) } else { Cow::Borrowed(name) };
-                let node = self.tree.root(&endpoint.model, &name, stored.salt.as_deref());
+                let node = self.tree.root(&endpoint.model, &name, stored.salt);
                 root = Some(node);
                 Anchor::Tree(node)
             }
@@ -282,7 +282,7 @@ impl Index {
 
     /// False for a block that was generated with tokens that no prompt will have. Not asked of one more copy of a
     /// block: its place is known.
-    fn is_canonical(&self, of: Holdings, stored: &Stored, hash: u64, before: Option<u64>, tokens: &[u32]) -> bool {
+    fn is_canonical(&self, of: Holdings, stored: &Stored<'_>, hash: u64, before: Option<u64>, tokens: &[u32]) -> bool {
         let Some(endpoint) = self.endpoints.get(&of) else { return true };
         let may_be_generated =
             stored.parent.is_some() && stored.hashes.len() <= GENERATED_AT_MOST && !endpoint.blocks.contains_key(&hash);
@@ -373,12 +373,12 @@ impl Index {
         }
     }
 
-    fn remove(&mut self, of: Holdings, removed: &Removed) {
+    fn remove(&mut self, of: Holdings, removed: &Removed<'_>) {
         let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
         if !self.options.tiers.contains(&removed.tier) || removed.group.is_some_and(|g| Some(g) != endpoint.group) {
             return;
         }
-        for hash in &removed.hashes {
+        for hash in removed.hashes {
             let Some(endpoint) = self.endpoints.get_mut(&of) else { return };
             let Entry::Occupied(mut entry) = endpoint.blocks.entry(*hash) else { continue };
             let block = entry.get_mut();
@@ -436,7 +436,7 @@ impl Index {
 impl Endpoint {
     /// Whether an event is of the cache group that counts. The first group that keeps every block becomes that one:
     /// an engine with several announces each span once per group, with the same hashes.
-    fn accepts(&mut self, stored: &Stored) -> bool {
+    fn accepts(&mut self, stored: &Stored<'_>) -> bool {
         match stored.attention {
             Attention::Partial => false,
             // Engines too old to say: the first group is the one with full attention, if there is one.

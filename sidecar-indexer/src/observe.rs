@@ -1,6 +1,6 @@
 //! The indexer's own metrics. Their names and meanings are here and nowhere else.
 
-use crate::events::Event;
+use crate::events::{Batch, Event};
 use crate::models::Verdict;
 use crate::stream::Reason;
 use crate::sync::{Sent, State};
@@ -164,17 +164,17 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Events of a batch were applied. `lag` in seconds, for live ones.
-    pub fn applied(&self, endpoint: &str, events: &[Event], skipped: u32, lag: Option<f64>) {
+    pub fn applied(&self, endpoint: &str, batch: &Batch, lag: Option<f64>) {
         let count = |kind, n: usize| {
             if n > 0 {
                 let labels = OfEvent { endpoint: endpoint.to_owned(), kind };
                 self.events.get_or_create(&labels).inc_by(n as u64);
             }
         };
-        count("stored", events.iter().filter(|e| matches!(e, Event::Stored(_))).count());
-        count("removed", events.iter().filter(|e| matches!(e, Event::Removed(_))).count());
-        count("cleared", events.iter().filter(|e| matches!(e, Event::Cleared)).count());
-        count("skipped", skipped as usize);
+        count("stored", batch.events().filter(|e| matches!(e, Event::Stored(_))).count());
+        count("removed", batch.events().filter(|e| matches!(e, Event::Removed(_))).count());
+        count("cleared", batch.events().filter(|e| matches!(e, Event::Cleared)).count());
+        count("skipped", batch.skipped as usize);
         if let Some(lag) = lag {
             self.lag.observe(lag.max(0.0));
         }

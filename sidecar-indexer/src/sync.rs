@@ -215,10 +215,11 @@ mod tests {
     /// Stores `n` sequences of one block, which spell `n` different bytes.
     fn fill(state: &mut State, n: u64) {
         for i in 0..n {
+            let tokens: Vec<u32> = (0..32).map(|bit| (i >> bit & 1) as u32).collect();
             let stored = Stored {
-                hashes: vec![i],
+                hashes: &[i],
                 parent: None,
-                tokens: (0..32).map(|bit| (i >> bit & 1) as u32).collect(),
+                tokens: &tokens,
                 block_size: 32,
                 tier: Tier::Gpu,
                 group: 0,

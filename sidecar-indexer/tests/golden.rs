@@ -56,8 +56,8 @@ fn index() -> Index {
 fn feed(index: &mut Index, frame: &Value) {
     let batch = events::decode(&payload(frame)).unwrap();
     assert_eq!(batch.skipped, 0);
-    for event in &batch.events {
-        index.apply(Slot(0), event);
+    for event in batch.events() {
+        index.apply(Slot(0), &event);
     }
 }
 
@@ -116,9 +116,9 @@ fn the_stored_tokens_of_a_chat_spell_its_rendered_text() {
     for engine in ["block32", "old0221-block32"] {
         let first = &recorded(&format!("{engine}."))[0];
         let batch = events::decode(&payload(first)).unwrap();
-        let Event::Stored(stored) = &batch.events[0] else { panic!("the first event is not a store") };
+        let Some(Event::Stored(stored)) = batch.events().next() else { panic!("the first event is not a store") };
         let mut bytes = Vec::new();
-        assert!(vocabulary().spell(&stored.tokens, &mut bytes));
+        assert!(vocabulary().spell(stored.tokens, &mut bytes));
         let text = rendered(&chats(&format!("{engine}.http.jsonl"))[0]);
         // The prompt's last, incomplete block is not announced, and eight generated tokens may fill it up.
         let shared = bytes.len().min(text.len());

@@ -157,12 +157,12 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn stored(hashes: Vec<u64>, tier: Tier) -> Stored {
+fn stored(hashes: &[u64], tier: Tier) -> Stored<'_> {
     Stored {
         readable: hashes.len(),
         hashes,
         parent: None,
-        tokens: Vec::new(),
+        tokens: &[],
         block_size: 0,
         tier,
         group: 0,
@@ -185,13 +185,14 @@ fn run(op: &Op, index: &mut Index, model: &mut Model) {
                 .collect();
             let from = (*from).min(all.len() - 1);
             let blocks = &all[from..];
+            let hashes: Vec<u64> = blocks.iter().map(|b| b.hash(*endpoint)).collect();
             let event = Stored {
                 parent: blocks[0].parent().map(|p| p.hash(*endpoint)),
-                tokens: last.tokens[from * last.size..].to_vec(),
+                tokens: &last.tokens[from * last.size..],
                 block_size: last.size as u32,
-                adapter: last.adapter.map(str::to_owned),
-                salt: last.salt.map(str::to_owned),
-                ..stored(blocks.iter().map(|b| b.hash(*endpoint)).collect(), *tier)
+                adapter: last.adapter,
+                salt: last.salt,
+                ..stored(&hashes, *tier)
             };
             index.apply(Slot(*endpoint as u16), &Event::Stored(event));
             for block in blocks {
@@ -200,13 +201,14 @@ fn run(op: &Op, index: &mut Index, model: &mut Model) {
         }
         Op::Offload { endpoint, pick, tier } => {
             let Some(block) = picked(*endpoint, pick, model) else { return };
-            let event = stored(vec![block.hash(*endpoint)], *tier);
+            let hashes = [block.hash(*endpoint)];
+            let event = stored(&hashes, *tier);
             index.apply(Slot(*endpoint as u16), &Event::Stored(event));
             model.blocks[*endpoint].get_mut(&block).unwrap()[*tier as usize] += 1;
         }
         Op::Remove { endpoint, pick, tier } => {
             let Some(block) = picked(*endpoint, pick, model) else { return };
-            let removed = Removed { hashes: vec![block.hash(*endpoint)], tier: *tier, group: Some(0) };
+            let removed = Removed { hashes: &[block.hash(*endpoint)], tier: *tier, group: Some(0) };
             index.apply(Slot(*endpoint as u16), &Event::Removed(removed));
             let copies = model.blocks[*endpoint].get_mut(&block).unwrap();
             copies[*tier as usize] = copies[*tier as usize].saturating_sub(1);
@@ -272,13 +274,21 @@ fn small_index(max_blocks: usize) -> Index {
     index
 }
 
-/// `n` blocks of 12 bytes each.
-fn sequence(hashes: std::ops::Range<u64>, parent: Option<u64>) -> Stored {
-    let hashes: Vec<u64> = hashes.collect();
-    Stored { parent, tokens: vec![4; hashes.len()], block_size: 1, ..stored(hashes, Tier::Gpu) }
+/// Blocks of 12 bytes each, named 0, 1, ... 99.
+fn sequence(hashes: std::ops::Range<usize>, parent: Option<u64>) -> Stored<'static> {
+    static HASHES: [u64; 100] = {
+        let (mut hashes, mut i) = ([0; 100], 0);
+        while i < 100 {
+            hashes[i] = i as u64;
+            i += 1;
+        }
+        hashes
+    };
+    let hashes = &HASHES[hashes];
+    Stored { parent, tokens: &[4; 100][..hashes.len()], block_size: 1, ..stored(hashes, Tier::Gpu) }
 }
 
-fn remove(hashes: Vec<u64>, group: Option<u32>) -> Event {
+fn remove(hashes: &[u64], group: Option<u32>) -> Event<'_> {
     Event::Removed(Removed { hashes, tier: Tier::Gpu, group })
 }
 
@@ -300,11 +310,11 @@ fn a_block_stored_twice_stays_until_it_is_removed_twice() {
     index.apply(Slot(0), &Event::Stored(sequence(0..3, None)));
     index.apply(Slot(0), &Event::Stored(sequence(2..3, Some(1))));
     let full = index.table().len();
-    index.apply(Slot(0), &remove(vec![2], None));
+    index.apply(Slot(0), &remove(&[2], None));
     assert_eq!(index.table().len(), full);
-    index.apply(Slot(0), &remove(vec![2], None));
+    index.apply(Slot(0), &remove(&[2], None));
     assert!(index.table().len() < full);
-    index.apply(Slot(0), &remove(vec![2], None));
+    index.apply(Slot(0), &remove(&[2], None));
     index.apply(Slot(0), &Event::Stored(sequence(2..3, Some(1))));
     assert_eq!(index.table().len(), full, "a removal too many does not count against a later store");
 }
@@ -318,9 +328,9 @@ fn removals_in_another_cache_group_do_not_count() {
     index.apply(Slot(0), &Event::Stored(Stored { group: 1, ..sequence(0..3, None) }));
     index.apply(Slot(0), &Event::Stored(Stored { group: 2, ..sequence(0..3, None) }));
     assert_eq!(index.resident(Slot(0)).map(|(_, n)| n).collect::<Vec<_>>(), [1, 1, 1]);
-    index.apply(Slot(0), &remove(vec![0, 1], Some(0)));
+    index.apply(Slot(0), &remove(&[0, 1], Some(0)));
     assert_eq!(index.stats().blocks, 3);
-    index.apply(Slot(0), &remove(vec![0, 1], Some(1)));
+    index.apply(Slot(0), &remove(&[0, 1], Some(1)));
     assert_eq!(index.stats().blocks, 1);
 }
 
@@ -358,6 +368,6 @@ fn what_is_held_can_be_found_by_token_ids_too() {
     let mut text = Vec::new();
     assert!(vocabulary().spell(&[4; 4], &mut text));
     assert_eq!(found("m", &text), 48 / STRIDE as usize);
-    index.apply(Slot(0), &remove(vec![0, 1, 2, 3], None));
+    index.apply(Slot(0), &remove(&[0, 1, 2, 3], None));
     assert!(index.table().is_empty());
 }

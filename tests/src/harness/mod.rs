@@ -36,7 +36,7 @@ pub use envoy_config::EnvoyConfig;
 pub use http::{Client, Reply};
 pub use indexer::Indexer;
 pub use paths::{envoy_binary, module, program, repository};
-pub use ports::free_port;
+pub use ports::{free_port, free_ports};
 pub use process::Process;
 pub use stack::{Stack, StackOptions};
 

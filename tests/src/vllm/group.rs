@@ -30,6 +30,12 @@ impl Group {
         Ok(self.child.try_wait()?)
     }
 
+    /// Kills all of it, at once.
+    pub fn kill(&mut self) {
+        self.signal("KILL", &format!("-{}", self.child.id()));
+        self.child.wait().ok();
+    }
+
     fn signal(&self, signal: &str, target: &str) {
         let mut kill = Command::new("kill");
         kill.args(["-s", signal, "--", target]).stderr(Stdio::null()).status().ok();
@@ -49,8 +55,7 @@ impl Drop for Group {
             }
             thread::sleep(Duration::from_millis(100));
         }
-        self.signal("KILL", &format!("-{leader}"));
-        self.child.wait().ok();
+        self.kill();
     }
 }
 

@@ -1,6 +1,7 @@
 //! A real vLLM on the CPU.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use super::group::Group;
 use super::install::{Install, script};
-use crate::harness::{Client, free_port};
+use crate::harness::{Client, free_port, free_ports};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
@@ -20,12 +21,20 @@ pub const MODEL: &str = "tiny";
 pub struct Replica {
     /// Where it serves the OpenAI API and its metrics.
     pub address: SocketAddr,
-    /// Where it publishes its KV events.
-    pub events: String,
-    replay: String,
-    sockets: PathBuf,
+    /// Where each of its data-parallel ranks publishes its KV events, and replays them.
+    sockets: Vec<(String, String)>,
+    directory: PathBuf,
+    launch: Launch,
+    model: PathBuf,
     group: Group,
     log: PathBuf,
+}
+
+/// How its process is started, as often as needed.
+struct Launch {
+    program: PathBuf,
+    args: Vec<OsString>,
+    environment: Vec<(String, String)>,
 }
 
 /// How a replica is started.
@@ -43,6 +52,27 @@ pub struct ReplicaOptions<'a> {
     pub more: &'a [&'a str],
     /// More environment variables.
     pub environment: &'a [(&'a str, &'a str)],
+    /// Batches of events that it can replay.
+    pub buffer_steps: u32,
+    /// Data-parallel ranks, each with a cache of its own.
+    pub ranks: u16,
+}
+
+impl<'a> ReplicaOptions<'a> {
+    /// A replica like any other.
+    #[must_use]
+    pub fn new(install: &'a Install) -> Self {
+        Self {
+            number: 0,
+            block_size: 32,
+            blocks: 256,
+            model: &install.model,
+            more: &[],
+            environment: &[],
+            buffer_steps: 10_000,
+            ranks: 1,
+        }
+    }
 }
 
 /// What an engine has counted since it started.
@@ -59,25 +89,75 @@ impl Replica {
     ///
     /// # Errors
     /// If it cannot be started. Whether it serves is known after [`Self::ready`].
-    pub fn start(install: &Install, options: &ReplicaOptions<'_>) -> Result<Self> {
-        let ReplicaOptions { number, block_size, blocks, model, more, environment } = *options;
+    pub fn start(install: &Install, options: ReplicaOptions<'_>) -> Result<Self> {
+        let ReplicaOptions { number, block_size, blocks, model, more, environment, buffer_steps, ranks } = options;
         let address = free_port()?;
         // Not below the installation: these paths may have 107 characters.
-        let sockets = env::temp_dir().join(format!("warmpath-{}-{number}", std::process::id()));
-        fs::create_dir_all(&sockets).with_context(|| format!("cannot create {}", sockets.display()))?;
-        let [events, replay] = ["events", "replay"].map(|name| format!("ipc://{}", sockets.join(name).display()));
+        let directory = env::temp_dir().join(format!("warmpath-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        // vLLM has ranks count up the ports of TCP addresses, and refuses others.
+        let (bound, sockets) = if ranks == 1 {
+            let paths = ["events", "replay"].map(|name| format!("ipc://{}", directory.join(name).display()));
+            let [events, replay] = paths.clone();
+            (paths, vec![(events, replay)])
+        } else {
+            let ports = free_ports(ranks.saturating_mul(2))?;
+            let (events, replay) = (ports, ports.saturating_add(ranks));
+            let of = |rank: u16| {
+                let at = |port: u16| format!("tcp://127.0.0.1:{}", port.saturating_add(rank));
+                (at(events), at(replay))
+            };
+            ([events, replay].map(|port| format!("tcp://*:{port}")), (0..ranks).map(of).collect())
+        };
         let logs = install.directory.join("logs");
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         let log = logs.join(format!("replica-{number}.log"));
-        let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = std::process::Command::new(script("serve.sh"));
-        command.arg(&install.venv).arg(model);
-        command.args([&address.port().to_string(), &events, &replay, &block_size.to_string(), &blocks.to_string()]);
-        command.args(more).envs(environment.iter().copied());
+        let [events, replay] = bound;
+        let mut args: Vec<OsString> = vec![install.venv.clone().into(), model.into()];
+        let (port, block_size, blocks) = (address.port().to_string(), block_size.to_string(), blocks.to_string());
+        let given = [port, events, replay, block_size, blocks, buffer_steps.to_string()];
+        args.extend(given.into_iter().map(OsString::from));
+        if ranks > 1 {
+            args.extend(["--data-parallel-size".into(), ranks.to_string().into()]);
+        }
+        args.extend(more.iter().map(OsString::from));
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         // What no replica shares with another, and no prediction may rest on.
-        command.env("PYTHONHASHSEED", (1000 + number).to_string());
-        command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
-        Ok(Self { address, events, replay, sockets, group: Group::start(command)?, log })
+        let seed = ("PYTHONHASHSEED".to_owned(), (1000 + number).to_string());
+        let environment = environment.iter().map(own).chain([seed]).collect();
+        let launch = Launch { program: script("serve.sh"), args, environment };
+        let group = launch.start(&log)?;
+        Ok(Self { address, sockets, directory, launch, model: model.to_owned(), group, log })
+    }
+
+    /// Kills it, at once and without a word.
+    pub fn kill(&mut self) {
+        self.group.kill();
+    }
+
+    /// Starts it again, at the same addresses, after [`Self::kill`]; its blocks' hashes come from this seed.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_again(&mut self, hash_seed: u32) -> Result<()> {
+        for (name, value) in &mut self.launch.environment {
+            if name == "PYTHONHASHSEED" {
+                *value = hash_seed.to_string();
+            }
+        }
+        self.group = self.launch.start(&self.log)?;
+        Ok(())
+    }
+
+    /// Where it publishes its KV events.
+    pub fn publishers(&self) -> impl Iterator<Item = &str> {
+        self.sockets.iter().map(|(events, _)| events.as_str())
+    }
+
+    /// Its model's files.
+    #[must_use]
+    pub fn model(&self) -> &Path {
+        &self.model
     }
 
     /// Waits until it serves.
@@ -114,12 +194,14 @@ impl Replica {
     /// Its entry in the indexer's configuration.
     #[must_use]
     pub fn endpoint(&self) -> Value {
-        json!({
-            "address": self.address,
-            "model": MODEL,
-            "events": self.events,
-            "replay": self.replay,
-        })
+        let (events, replay) = self.sockets.first().cloned().unwrap_or_default();
+        let mut entry = json!({"address": self.address, "model": MODEL, "events": events, "replay": replay});
+        if self.sockets.len() > 1
+            && let Some(entry) = entry.as_object_mut()
+        {
+            entry.insert("data_parallel_ranks".into(), json!(self.sockets.len()));
+        }
+        entry
     }
 
     /// What it has counted, by its own metrics.
@@ -131,9 +213,19 @@ impl Replica {
     }
 }
 
+impl Launch {
+    fn start(&self, log: &Path) -> Result<Group> {
+        let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = std::process::Command::new(&self.program);
+        command.args(&self.args).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+        Group::start(command)
+    }
+}
+
 impl Drop for Replica {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.sockets).ok();
+        fs::remove_dir_all(&self.directory).ok();
     }
 }
 

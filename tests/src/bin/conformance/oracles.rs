@@ -89,8 +89,9 @@ pub async fn ask(
             "--disable-uvicorn-access-log",
         ],
         environment: &[("TZ", TIME_ZONE), ("VLLM_LOGGING_LEVEL", "ERROR")],
+        ..ReplicaOptions::new(install)
     };
-    let mut replica = Replica::start(install, &options)?;
+    let mut replica = Replica::start(install, options)?;
     let client = Client::new()?;
     let progress = Progress::new("transformers", requests.len());
     let (ready, transformers) =

@@ -5,32 +5,30 @@
 //! saw it is held against what the engine reports afterwards.
 
 mod evictions;
+mod faults;
 mod gateway;
 mod judge;
 #[expect(clippy::indexing_slicing, reason = "requests written here; a place that is not there is a bug to show")]
 mod prompts;
+mod setting;
 mod traffic;
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use warmpath_tests::check::conclude;
-use warmpath_tests::harness::{Client, Reply};
-use warmpath_tests::vllm::{Counters, Install, MODEL, Replica, ReplicaOptions, VERSION};
+use warmpath_tests::vllm::{Install, Replica, ReplicaOptions, VERSION};
 
-use crate::evictions::Evictions;
-use crate::gateway::Gateway;
 use crate::judge::{Counts, Seen};
-use crate::traffic::{Answer, Traffic, Turn};
+use crate::setting::Setting;
+use crate::traffic::Traffic;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask real-vllm", bin_name = "cargo xtask real-vllm", max_term_width = 110)]
@@ -76,6 +74,11 @@ struct Cli {
     /// filter spells one otherwise, or expects more than the engine has cached. Takes two minutes or so.
     #[arg(long)]
     prompts: bool,
+    /// Instead, break things: engines killed, reset and restarted, the indexer frozen, killed and started late, two
+    /// data-parallel ranks. Fails if a prediction is more than a block too high once the event stream has settled. Takes
+    /// six minutes or so.
+    #[arg(long, conflicts_with = "prompts")]
+    faults: bool,
     /// Also write the counts, and every request, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -91,8 +94,16 @@ async fn check(cli: &Cli) -> Result<Vec<String>> {
     if cli.prompts {
         return prompts::check(cli, &install).await;
     }
-    let mut setting = Setting::start(cli, &install).await?;
-    let seen = setting.observe(cli).await?;
+    if cli.faults {
+        return faults::check(cli, &install).await;
+    }
+    say("starting two vLLM replicas, which takes half a minute");
+    let (block_size, blocks) = (cli.block_size, cli.blocks);
+    let start = |number| {
+        Replica::start(&install, ReplicaOptions { number, block_size, blocks, ..ReplicaOptions::new(&install) })
+    };
+    let mut setting = Setting::start(vec![start(0)?, start(1)?], cli.stride_bytes).await?;
+    let seen = observe(&mut setting, cli).await?;
     let counts = Counts::of(&seen, cli.block_size);
     show(&seen, &counts, cli.block_size);
     let complaints = counts.complaints();
@@ -127,136 +138,19 @@ struct Report<'a> {
     per_request: &'a [Seen],
 }
 
-/// Everything that runs.
-struct Setting {
-    gateway: Gateway,
-    replicas: Vec<Replica>,
-    evictions: Evictions,
-    client: Client,
-}
-
-impl Setting {
-    async fn start(cli: &Cli, install: &Install) -> Result<Self> {
-        let client = Client::new()?;
-        say("starting two vLLM replicas, which takes half a minute");
-        let start = |number| {
-            let (block_size, blocks, model) = (cli.block_size, cli.blocks, install.model.as_path());
-            let options = ReplicaOptions { number, block_size, blocks, model, more: &[], environment: &[] };
-            Replica::start(install, &options)
-        };
-        let mut replicas = vec![start(0)?, start(1)?];
-        for replica in &mut replicas {
-            replica.ready(&client).await?;
-        }
-        let evictions = Evictions::listen(replicas.iter().map(|replica| replica.events.as_str())).await?;
-        say("starting the indexer and Envoy");
-        let endpoints: Vec<Value> = replicas.iter().map(Replica::endpoint).collect();
-        let models = json!([{"name": MODEL, "tokenizer": install.model}]);
-        let indexer = json!({"stride_bytes": cli.stride_bytes, "models": models, "endpoints": endpoints});
-        let addresses: Vec<SocketAddr> = replicas.iter().map(|replica| replica.address).collect();
-        let gateway = Gateway::start(indexer, &addresses).await?;
-        Ok(Self { gateway, replicas, evictions, client })
+/// Sends the requests, one after the other.
+async fn observe(setting: &mut Setting, cli: &Cli) -> Result<Vec<Seen>> {
+    let progress = Progress::new(cli.requests);
+    let mut traffic = Traffic::new(cli.groups, cli.answer_tokens, cli.seed);
+    let mut seen = Vec::new();
+    let mut next = Instant::now();
+    while seen.len() < cli.requests {
+        sleep_until(next).await;
+        seen.push(setting.turn(&mut traffic).await?);
+        next = Instant::now() + Duration::from_millis(cli.pause_ms);
+        progress.show(&seen, cli.block_size);
     }
-
-    /// Sends the requests, one after the other.
-    async fn observe(&mut self, cli: &Cli) -> Result<Vec<Seen>> {
-        let progress = Progress::new(cli.requests);
-        let mut traffic = Traffic::new(cli.groups, cli.answer_tokens, cli.seed);
-        let mut seen = Vec::new();
-        let mut counters = self.counters().await?;
-        let mut next = Instant::now();
-        while seen.len() < cli.requests {
-            sleep_until(next).await;
-            let turn = traffic.next()?;
-            let url = self.gateway.envoy.url("/v1/chat/completions");
-            let reply = self.client.post(&url, &[("x-warmpath-debug", "1")], &turn.body).await?;
-            next = Instant::now() + Duration::from_millis(cli.pause_ms);
-            ensure!(reply.status == 200, "a request failed: {} {}", reply.status, reply.body);
-            let (answer, mut one) = self.one(&turn, &reply, &mut counters).await?;
-            one.shared_with_last_turn = traffic.heard(&turn, answer);
-            seen.push(one);
-            progress.show(&seen, cli.block_size);
-        }
-        Ok(seen)
-    }
-
-    /// What the filter, the response and the engines' metrics say of one request, and what it was answered.
-    async fn one(&self, turn: &Turn, reply: &Reply, before: &mut Vec<Counters>) -> Result<(Answer, Seen)> {
-        let body = reply.json()?;
-        let number = |pointer: &str| body.pointer(pointer).and_then(Value::as_u64);
-        let prompt_tokens = number("/usage/prompt_tokens").context("a response reports no usage")?;
-        // Older releases report nothing where nothing was cached; whether it was is in the metrics too.
-        let cached = number("/usage/prompt_tokens_details/cached_tokens").unwrap_or(0);
-        let tokens = |pointer: &str| {
-            let ids =
-                body.pointer(pointer).and_then(Value::as_array).context("a response lacks the token ids asked for");
-            anyhow::Ok(ids?.iter().filter_map(Value::as_u64).collect::<Vec<u64>>())
-        };
-        let text = body.pointer("/choices/0/message/content").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let answer =
-            Answer { text, prompt_tokens: tokens("/prompt_token_ids")?, tokens: tokens("/choices/0/token_ids")? };
-
-        // Metrics may lag behind the response by a moment.
-        let mut counters = self.counters().await?;
-        for _ in 0..100 {
-            let queried: u64 = counters.iter().zip(&*before).map(|(c, b)| c.queried - b.queried).sum();
-            if queried >= prompt_tokens {
-                break;
-            }
-            sleep(Duration::from_millis(20)).await;
-            counters = self.counters().await?;
-        }
-        let worked =
-            self.replicas.iter().zip(counters.iter().zip(&*before)).filter(|(_, (c, b))| c.queried > b.queried);
-        let worked: Vec<_> = worked.map(|(r, (c, b))| (r.address, c.queried - b.queried, c.hit - b.hit)).collect();
-        let [(served_by, queried, cached_by_metrics)] = worked.as_slice() else {
-            bail!("one request made {} replicas count a prompt: is something else using them?", worked.len());
-        };
-        ensure!(
-            *queried == prompt_tokens,
-            "{served_by} counted a prompt of {queried} tokens and reported {prompt_tokens}: is something else using it?"
-        );
-        *before = counters;
-
-        let header = |name: &str| reply.header(name).with_context(|| format!("Envoy's response lacks {name}"));
-        let decision = header("x-warmpath-decision")?.to_owned();
-        let seen = Seen {
-            group: turn.group,
-            turn: turn.turn,
-            prompt: header("x-warmpath-prompt")?.to_owned(),
-            endpoint: header("x-warmpath-endpoint")?.parse().context("x-warmpath-endpoint is not ip:port")?,
-            served_by: *served_by,
-            predicted: header("x-warmpath-hit-tokens")?.parse().context("x-warmpath-hit-tokens is no number")?,
-            cached,
-            cached_by_metrics: *cached_by_metrics,
-            prompt_tokens,
-            shared_with_last_turn: None,
-            evictions: self.evictions.so_far(),
-            matches: matches(reply.header("x-warmpath-matches").unwrap_or_default())?,
-            decision,
-        };
-        Ok((answer, seen))
-    }
-
-    async fn counters(&self) -> Result<Vec<Counters>> {
-        let mut counters = Vec::new();
-        for replica in &self.replicas {
-            counters.push(replica.counters(&self.client).await?);
-        }
-        Ok(counters)
-    }
-}
-
-/// Reads `ip:port=tokens,...`.
-fn matches(header: &str) -> Result<Vec<(SocketAddr, u64)>> {
-    let read = |entry: &str| {
-        let (endpoint, tokens) = entry.split_once('=')?;
-        Some((endpoint.parse().ok()?, tokens.parse().ok()?))
-    };
-    let entries = header.split(',').filter(|entry| !entry.is_empty());
-    let entries =
-        entries.map(|entry| read(entry).with_context(|| format!("x-warmpath-matches has an odd entry: {entry:?}")));
-    entries.collect()
+    Ok(seen)
 }
 
 fn say(line: &str) {

@@ -140,9 +140,15 @@ impl Setting {
         let bos_model = variants.join("bos");
         say("starting two vLLM replicas, which takes a minute");
         let start = |number, model: &Path, more: &[&str]| {
-            let options =
-                ReplicaOptions { number, block_size: cli.block_size, blocks: BLOCKS, model, more, environment: &[] };
-            Replica::start(install, &options)
+            let options = ReplicaOptions {
+                number,
+                block_size: cli.block_size,
+                blocks: BLOCKS,
+                model,
+                more,
+                ..ReplicaOptions::new(install)
+            };
+            Replica::start(install, options)
         };
         let (mut tiny, mut bos) = (start(2, &install.model, &tiny)?, start(3, &bos_model, &bos)?);
         let client = Client::new()?;
