@@ -19,6 +19,8 @@ pub struct Indexer {
     /// Where it serves gateways and its metrics.
     pub address: SocketAddr,
     config: Value,
+    /// Where that lies.
+    file: PathBuf,
     client: Client,
 }
 
@@ -49,8 +51,8 @@ impl Indexer {
         if let Some(config) = config.as_object_mut() {
             config.insert("listen".into(), json!(address));
         }
-        let process = Self::spawn(&config)?;
-        let mut indexer = Self { process, address, config, client: Client::new()? };
+        let (process, file) = Self::spawn(&config)?;
+        let mut indexer = Self { process, address, config, file, client: Client::new()? };
         indexer.ready().await?;
         Ok(indexer)
     }
@@ -61,17 +63,29 @@ impl Indexer {
     /// As [`Self::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = Self::spawn(&self.config)?;
+        (self.process, self.file) = Self::spawn(&self.config)?;
         self.ready().await
     }
 
-    fn spawn(config: &Value) -> Result<Process> {
+    /// Puts other values for these keys into its configuration file, which it reads again while it runs.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn reconfigure(&mut self, change: &Value) -> Result<()> {
+        if let (Some(config), Some(change)) = (self.config.as_object_mut(), change.as_object()) {
+            config.extend(change.clone());
+        }
+        Ok(fs::write(&self.file, self.config.to_string())?)
+    }
+
+    fn spawn(config: &Value) -> Result<(Process, PathBuf)> {
         let program = paths::program("warmpath-indexer", "warmpath-indexer")?;
         let directory = Process::directory("indexer")?;
         let path: PathBuf = directory.join("indexer.yaml");
         // JSON is YAML, too. Numbers that keep how they were written have no other serialisation.
         fs::write(&path, config.to_string())?;
-        Process::start("indexer", &program, vec!["run".into(), "--config".into(), path.into()], directory)
+        let args = vec!["run".into(), "--config".into(), path.clone().into()];
+        Ok((Process::start("indexer", &program, args, directory)?, path))
     }
 
     async fn ready(&mut self) -> Result<()> {
