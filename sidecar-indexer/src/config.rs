@@ -61,9 +61,9 @@ section! {
         /// How often each engine's /metrics is read, in milliseconds.
         #[serde(default = "default_scrape")]
         scrape_interval_ms: u64 = "1000",
-        /// Most cache blocks to keep track of, over all endpoints; about 250 bytes each. Blocks that wait for the block
-        /// before them count too, and keep their tokens as well: 4 bytes each. When they are reached, new blocks are
-        /// left out, so that predictions fall short, and `warmpath_index_refused_blocks_total` counts them.
+        /// Most cache blocks to keep track of, over all endpoints; about 64 bytes each, more where conversations are of
+        /// few blocks. When they are reached, those that were not used for the longest time are forgotten, so that
+        /// predictions fall short, and `warmpath_index_evicted_blocks_total` counts them.
         #[serde(default = "default_blocks")]
         max_blocks: usize = "2000000",
         /// Cache tiers that count: gpu, cpu, disk. Add cpu or disk only where the engines announce removals from

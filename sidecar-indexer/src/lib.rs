@@ -32,7 +32,5 @@ pub mod server;
 pub mod stream;
 pub mod subscriber;
 pub mod sync;
-pub mod table;
 pub mod tokens;
-pub mod tree;
 pub mod zone;

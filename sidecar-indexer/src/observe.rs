@@ -73,7 +73,7 @@ pub struct Metrics {
     orphans: Gauge,
     opaque: Gauge,
     nodes: Gauge,
-    refused: Counter,
+    evicted: Counter,
     entries: Gauge,
     pages: Gauge,
     gateways: Gauge,
@@ -105,7 +105,7 @@ impl Default for Metrics {
             orphans: Gauge::default(),
             opaque: Gauge::default(),
             nodes: Gauge::default(),
-            refused: Counter::default(),
+            evicted: Counter::default(),
             entries: Gauge::default(),
             pages: Gauge::default(),
             gateways: Gauge::default(),
@@ -151,7 +151,11 @@ impl Default for Metrics {
             this.opaque.clone(),
         );
         r.register("index_nodes", "Distinct blocks", this.nodes.clone());
-        r.register("index_refused_blocks", "Blocks left out because the index was full", this.refused.clone());
+        r.register(
+            "index_evicted_blocks",
+            "Blocks forgotten or left out because the index was full",
+            this.evicted.clone(),
+        );
         r.register("table_entries", "Fingerprints in the table", this.entries.clone());
         r.register("table_pages", "Pages of the table", this.pages.clone());
         r.register("gateways", "Gateways in sync", this.gateways.clone());
@@ -253,7 +257,7 @@ impl Metrics {
         set(&self.orphans, stats.orphans);
         set(&self.opaque, stats.unmatchable);
         set(&self.nodes, stats.nodes);
-        self.refused.inner().store(stats.refused, Ordering::Relaxed);
+        self.evicted.inner().store(stats.evicted, Ordering::Relaxed);
         set(&self.entries, table.len());
         set(&self.pages, 1 << table.bits());
         set(&self.gateways, state.gateways.len());
