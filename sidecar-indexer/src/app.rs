@@ -8,6 +8,8 @@ use crate::stream::{Action, Reason, Stream};
 use crate::sync::State;
 use affinity::Slot;
 use affinity::fleet::Health;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
@@ -23,36 +25,51 @@ pub struct App {
     state: Mutex<State>,
     changes: watch::Sender<()>,
     stopping: watch::Sender<bool>,
-    /// Per endpoint, by slot: told when its stream should be made anew.
-    reconnect: Vec<watch::Sender<()>>,
-    /// Per endpoint, by slot: told when its engine should be tested.
-    retest: Vec<watch::Sender<()>>,
+    signals: Mutex<BTreeMap<Slot, Signals>>,
     /// The indexer's own metrics.
     pub metrics: Metrics,
-    /// How long news is collected.
-    pub coalesce: Duration,
+    coalesce_ms: AtomicU64,
     started: Instant,
-    /// Slots with an event stream.
-    streams: Vec<Slot>,
+    /// Whether all endpoints that are wanted were known once.
+    complete: AtomicBool,
+}
+
+/// What an endpoint's tasks are told.
+#[derive(Clone, Default)]
+pub struct Signals {
+    /// Its stream should be made anew.
+    pub reconnect: watch::Sender<()>,
+    /// Its engine may be another one than before, and should be asked and tested again.
+    pub restarted: watch::Sender<()>,
 }
 
 impl App {
-    /// Takes the state. `streams` are the slots with an event stream.
+    /// Takes the state; nobody is in the fleet yet.
     #[must_use]
-    pub fn new(state: State, streams: Vec<Slot>, coalesce: Duration) -> Self {
-        let senders = || state.fleet.addresses().map(|_| watch::Sender::new(())).collect();
-        let (reconnect, retest) = (senders(), senders());
-        Self {
+    pub fn new(state: State, coalesce: Duration) -> Self {
+        let this = Self {
             state: Mutex::new(state),
             changes: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
-            reconnect,
-            retest,
+            signals: Mutex::default(),
             metrics: Metrics::default(),
-            coalesce,
+            coalesce_ms: AtomicU64::new(0),
             started: Instant::now(),
-            streams,
-        }
+            complete: AtomicBool::new(false),
+        };
+        this.set_coalesce(coalesce);
+        this
+    }
+
+    /// How long news is collected.
+    pub fn coalesce(&self) -> Duration {
+        Duration::from_millis(self.coalesce_ms.load(Ordering::Relaxed))
+    }
+
+    /// News is collected so long from now on.
+    pub fn set_coalesce(&self, coalesce: Duration) {
+        let ms = u64::try_from(coalesce.as_millis()).unwrap_or(u64::MAX);
+        self.coalesce_ms.store(ms, Ordering::Relaxed);
     }
 
     /// The state. Never held across an await.
@@ -70,14 +87,28 @@ impl App {
         self.changes.send_replace(());
     }
 
+    /// An endpoint's tasks are about to start.
+    pub fn enter(&self, slot: Slot, signals: Signals) {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, signals);
+    }
+
+    /// An endpoint's tasks have ended.
+    pub fn leave(&self, slot: Slot) {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+    }
+
+    fn signals(&self, slot: Slot) -> Option<Signals> {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
+    }
+
     /// Told when this endpoint's stream should be made anew.
     pub fn reconnects(&self, slot: Slot) -> Option<watch::Receiver<()>> {
-        self.reconnect.get(usize::from(slot.0)).map(watch::Sender::subscribe)
+        self.signals(slot).map(|signals| signals.reconnect.subscribe())
     }
 
     /// Told when this endpoint's engine should be tested: it may be another one than before.
     pub fn retests(&self, slot: Slot) -> Option<watch::Receiver<()>> {
-        self.retest.get(usize::from(slot.0)).map(watch::Sender::subscribe)
+        self.signals(slot).map(|signals| signals.restarted.subscribe())
     }
 
     /// Becomes true when the indexer stops.
@@ -96,8 +127,12 @@ impl App {
         if self.started.elapsed() >= READY_AFTER {
             return true;
         }
-        let state = self.state();
-        self.streams.iter().all(|slot| state.fleet.events(*slot))
+        self.complete.load(Ordering::Relaxed) && self.state().fleet.all_in_sync()
+    }
+
+    /// All endpoints that are wanted are known.
+    pub fn complete(&self) {
+        self.complete.store(true, Ordering::Relaxed);
     }
 
     /// Does what an endpoint's stream says. Replays are the caller's to ask for. `live`: the messages are fresh.
@@ -167,25 +202,25 @@ impl App {
             state.gateways.fleet_changed(change.status);
         }
         if change.status
-            && let Some((_, address)) = state.fleet.addresses().nth(usize::from(slot.0))
-            && let Some(health) = state.fleet.health(slot)
+            && let (Some(endpoint), Some(health)) = (state.fleet.name(slot), state.fleet.health(slot))
         {
-            tracing::info!(endpoint = address, ?health, "health changed");
+            tracing::info!(endpoint, ?health, "health changed");
+        }
+        if change.slept {
+            state.index.clear(slot);
+            state.index.settle();
         }
         let up = change.status && state.fleet.health(slot) == Some(Health::Up);
         drop(state);
         if change.status || change.load {
             self.changed();
         }
-        if (up || change.reconnect)
-            && let Some(retest) = self.retest.get(usize::from(slot.0))
-        {
-            retest.send_replace(());
+        let Some(signals) = self.signals(slot) else { return };
+        if up || change.reconnect {
+            signals.restarted.send_replace(());
         }
-        if change.reconnect
-            && let Some(reconnect) = self.reconnect.get(usize::from(slot.0))
-        {
-            reconnect.send_replace(());
+        if change.reconnect {
+            signals.reconnect.send_replace(());
         }
     }
 }
@@ -198,9 +233,8 @@ fn unix_now() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::endpoints::Wanted;
     use crate::events;
-    use crate::fleet::Fleet;
     use crate::index::{Index, Options};
     use crate::models::Models;
     use crate::stream::Message;
@@ -209,17 +243,14 @@ mod tests {
     use rmpv::Value;
     use std::sync::Arc;
 
-    const CONFIG: &str = "
-models: [{name: tiny, tokenizer: tok}]
-endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
-
     fn app() -> App {
         let stride = Stride::new(8).unwrap();
-        let mut index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
+        let index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
         let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
-        index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap()), false);
-        let fleet = Fleet::new(&Config::parse(CONFIG).unwrap());
-        App::new(State::new(index, fleet, Models::new([], 0), stride), vec![Slot(0)], Duration::ZERO)
+        let mut state = State::new(index, Models::new([], 0), stride);
+        let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
+        state.enter(Slot(0), &Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny"), &vocabulary, false);
+        App::new(state, Duration::ZERO)
     }
 
     /// Applies a message with one event; says how many blocks the endpoint holds then.

@@ -73,7 +73,7 @@ async fn wait(app: &App, request: &Request, deadline: Instant) {
             _ if now >= deadline || *stopping.borrow_and_update() => return,
             Pending::Now => return,
             Pending::News => {
-                tokio::time::sleep_until((now + app.coalesce).min(deadline).into()).await;
+                tokio::time::sleep_until((now + app.coalesce()).min(deadline).into()).await;
                 return;
             }
             Pending::At(at) if at <= now => return,

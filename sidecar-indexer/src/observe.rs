@@ -38,10 +38,20 @@ struct OfReplay {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfReload {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfTest {
     model: String,
     result: &'static str,
 }
+
+// All values of labels beside an endpoint's name.
+const EVENT_KINDS: [&str; 4] = ["stored", "removed", "cleared", "skipped"];
+const CLEAR_REASONS: [&str; 4] = ["connected", "disconnected", "gap", "restarted"];
+const REPLAY_RESULTS: [&str; 2] = ["whole", "failed"];
 
 /// All metrics.
 pub struct Metrics {
@@ -55,6 +65,10 @@ pub struct Metrics {
     partial: Family<OfEndpoint, Gauge>,
     up: Family<OfEndpoint, Gauge>,
     selftest: Family<OfTest, Gauge>,
+    endpoints: Gauge,
+    left_out: Gauge,
+    reloads: Family<OfReload, Counter>,
+    config_usable: Gauge,
     blocks: Gauge,
     orphans: Gauge,
     opaque: Gauge,
@@ -83,6 +97,10 @@ impl Default for Metrics {
             partial: Family::default(),
             up: Family::default(),
             selftest: Family::default(),
+            endpoints: Gauge::default(),
+            left_out: Gauge::default(),
+            reloads: Family::default(),
+            config_usable: Gauge::default(),
             blocks: Gauge::default(),
             orphans: Gauge::default(),
             opaque: Gauge::default(),
@@ -110,6 +128,14 @@ impl Default for Metrics {
             "stream_partial",
             "1 while blocks older than the replay's reach may be unknown",
             this.partial.clone(),
+        );
+        r.register("endpoints", "Endpoints followed, each data-parallel rank counted", this.endpoints.clone());
+        r.register("endpoints_left_out", "Endpoints for which there is no slot", this.left_out.clone());
+        r.register("config_reloads", "Times the configuration file had changed, by result", this.reloads.clone());
+        r.register(
+            "config_last_reload_successful",
+            "1 while the configuration file's last change could be taken over",
+            this.config_usable.clone(),
         );
         r.register("endpoint_up", "1 while the endpoint may be chosen", this.up.clone());
         r.register(
@@ -181,6 +207,38 @@ impl Metrics {
         self.partial.get_or_create(&of(endpoint)).set(i64::from(partial));
     }
 
+    /// So many endpoints are followed, and so many had no slot.
+    pub fn endpoints(&self, followed: usize, left_out: usize) {
+        set(&self.endpoints, followed);
+        set(&self.left_out, left_out);
+    }
+
+    /// The configuration file was read: at the start, or after a change, which could be taken over or not.
+    pub fn reloaded(&self, usable: Option<bool>) {
+        if let Some(usable) = usable {
+            let result = if usable { "ok" } else { "failed" };
+            self.reloads.get_or_create(&OfReload { result }).inc();
+        }
+        self.config_usable.set(i64::from(usable.unwrap_or(true)));
+    }
+
+    /// An endpoint is not there any more.
+    pub fn forget(&self, endpoint: &str) {
+        for family in [&self.in_sync, &self.partial, &self.up] {
+            family.remove(&of(endpoint));
+        }
+        self.unreadable.remove(&of(endpoint));
+        for kind in EVENT_KINDS {
+            self.events.remove(&OfEvent { endpoint: endpoint.to_owned(), kind });
+        }
+        for reason in CLEAR_REASONS {
+            self.clears.remove(&OfClear { endpoint: endpoint.to_owned(), reason });
+        }
+        for result in REPLAY_RESULTS {
+            self.replays.remove(&OfReplay { endpoint: endpoint.to_owned(), result });
+        }
+    }
+
     /// A sync reply was written.
     pub fn replied(&self, bytes: usize, sent: Sent) {
         self.replies.inc();
@@ -191,7 +249,6 @@ impl Metrics {
     /// Takes over what the state says of itself.
     pub fn look(&self, state: &State) {
         let (stats, table) = (state.index.stats(), state.index.table());
-        let set = |gauge: &Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         set(&self.blocks, stats.blocks);
         set(&self.orphans, stats.orphans);
         set(&self.opaque, stats.unmatchable);
@@ -200,7 +257,7 @@ impl Metrics {
         set(&self.entries, table.len());
         set(&self.pages, 1 << table.bits());
         set(&self.gateways, state.gateways.len());
-        for (slot, address) in state.fleet.addresses() {
+        for (slot, address) in state.fleet.names() {
             let up = state.fleet.health(slot) == Some(Health::Up);
             self.up.get_or_create(&of(address)).set(i64::from(up));
             self.in_sync.get_or_create(&of(address)).set(i64::from(state.fleet.events(slot)));
@@ -223,6 +280,10 @@ impl Metrics {
         let _ = encode(&mut out, &self.registry);
         out
     }
+}
+
+fn set(gauge: &Gauge, n: usize) {
+    gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
 }
 
 fn of(endpoint: &str) -> OfEndpoint {
