@@ -1,6 +1,7 @@
 //! The configuration file. Each option is documented here and nowhere else: the comments below make the annotated
 //! example that `warmpath-indexer example-config` prints.
 
+use crate::subscriber::bind;
 use crate::zone::Zone;
 use affinity::{Slot, Stride, Tier};
 use anyhow::{Context, Result, bail, ensure};
@@ -65,6 +66,21 @@ section! {
         /// them: vLLM's own OffloadingConnector does, LMCache and Mooncake do not.
         #[serde(default = "default_tiers")]
         tiers: Vec<TierName> = "[gpu]",
+        /// Other indexers of the same engines, as `http://HOST:PORT`: a stream that begins with nothing, after a start
+        /// say, is first asked of them. A name may stand for several, this one among them.
+        #[serde(default)]
+        peers: Vec<String> = "[]",
+        /// A Redis or Valkey that keeps what streams know, as `redis://HOST:PORT`, for indexers without peers that
+        /// stay. All indexers may share it; nothing waits for it.
+        #[serde(default)]
+        store: Option<String> = "null",
+        /// How often what has changed is written there, in milliseconds.
+        #[serde(default = "default_store_interval")]
+        store_interval_ms: u64 = "30000",
+        /// Where engines dial in that connect to the indexer rather than the other way round, as `tcp://*:5557`. Their
+        /// topic must be `kv@ADDRESS@MODEL`; data-parallel ranks dial the ports after it, as vLLM numbers them.
+        #[serde(default)]
+        bind: Option<String> = "null",
         /// The models served.
         models: Vec<Model> = "",
         /// The engines. One entry for each data-parallel rank: every rank has a cache of its own.
@@ -132,11 +148,12 @@ section! {
         address: String = "10.0.0.11:8000",
         /// Which of the models above it serves.
         model: String = "llama-3.1-8b",
-        /// Its KV events, as `--kv-events-config` sets them up. Leave out for an engine without events: then only
-        /// placements predict what it holds.
+        /// Its KV events, as `--kv-events-config` sets them up, or `bind`: it dials in. Leave out for an engine without
+        /// events: then only placements predict what it holds.
         #[serde(default)]
         events: Option<String> = "tcp://10.0.0.11:5557",
-        /// Its replay of past events. Without one the indexer knows only what was cached since it connected.
+        /// Its replay of past events. Without one the indexer knows only what was cached since it connected, forgets
+        /// it when a message is lost or the connection breaks, and may not notice that a machine has died.
         #[serde(default)]
         replay: Option<String> = "tcp://10.0.0.11:5657",
         /// Its metrics: auto (`http://ADDRESS/metrics`), none, or a URL. An endpoint whose metrics do not answer
@@ -233,6 +250,9 @@ impl From<String> for Metrics {
     }
 }
 
+/// Instead of an engine's event address: it dials in.
+const BIND: &str = "bind";
+
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9400))
 }
@@ -247,6 +267,10 @@ fn default_coalesce() -> u64 {
 
 fn default_scrape() -> u64 {
     1000
+}
+
+fn default_store_interval() -> u64 {
+    30_000
 }
 
 fn default_blocks() -> usize {
@@ -306,6 +330,12 @@ impl Config {
         Duration::from_millis(self.coalesce_ms)
     }
 
+    /// How often the store is written to.
+    #[must_use]
+    pub fn store_interval(&self) -> Duration {
+        Duration::from_millis(self.store_interval_ms)
+    }
+
     /// How often metrics are read.
     #[must_use]
     pub fn scrape_interval(&self) -> Duration {
@@ -319,6 +349,19 @@ impl Config {
         ensure!(coalesce <= 1000, "coalesce_ms: {coalesce} is above 1000, and would make every prediction stale");
         let scrape = self.scrape_interval_ms;
         ensure!(scrape >= 100, "scrape_interval_ms: {scrape} is below 100, too often for an engine");
+        let store = self.store_interval_ms;
+        ensure!(store >= 1000, "store_interval_ms: {store} is below 1000, too often for what is written");
+        for peer in &self.peers {
+            let usable = reqwest::Url::parse(peer).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+            ensure!(usable, "peers: {peer:?} is not http://HOST:PORT");
+        }
+        if let Some(store) = &self.store {
+            ensure!(store.starts_with("redis://"), "store: {store:?} is not redis://HOST:PORT");
+        }
+        if let Some(bind) = &self.bind {
+            let port = bind::address(bind).map(|address| address.port());
+            ensure!(port.is_some_and(|port| port > 0), "bind: {bind:?} is not tcp://*:PORT or tcp://IP:PORT");
+        }
         ensure!(self.max_blocks > 0, "max_blocks: 0 would leave nothing to predict from");
         ensure!(!self.tiers.is_empty(), "tiers: the list is empty; [gpu] is the least that is of use");
         let mut names = BTreeSet::new();
@@ -340,6 +383,10 @@ impl Config {
         let (mut addresses, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             endpoint.check().with_context(|| format!("endpoints[{i}]"))?;
+            ensure!(
+                !endpoint.dials_in() || self.bind.is_some(),
+                "endpoints[{i}].events: {BIND} needs an address to dial: give the configuration's `bind`"
+            );
             ensure!(addresses.insert(&endpoint.address), "endpoints[{i}].address: {} is there twice", endpoint.address);
             for (option, url) in endpoint.sockets() {
                 // Spelled anew, so that 08001 is no other port than 8001.
@@ -414,8 +461,14 @@ impl Endpoint {
 
     /// Where it publishes and replays, by option.
     fn sockets(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let options = [("events", &self.events), ("replay", &self.replay)];
-        options.into_iter().filter_map(|(option, url)| Some((option, url.as_ref()?)))
+        let options = [("events", self.events.as_ref().filter(|_| !self.dials_in())), ("replay", self.replay.as_ref())];
+        options.into_iter().filter_map(|(option, url)| Some((option, url?)))
+    }
+
+    /// Whether it connects to the indexer.
+    #[must_use]
+    pub fn dials_in(&self) -> bool {
+        self.events.as_deref() == Some(BIND)
     }
 
     fn check(&self) -> Result<()> {

@@ -1,14 +1,17 @@
 //! Puts the parts together and runs them.
 
 use crate::app::App;
+use crate::company::{Company, Name, Store};
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::index::{Index, Options};
 use crate::models::{self, Models};
 use crate::profile::Loaded;
 use crate::selftest::engine::{self, Subject};
+use crate::subscriber::bind::{self, Switchboard};
+use crate::subscriber::{self, Events, Source};
 use crate::sync::State;
-use crate::{http, scrape, served, subscriber, zone};
+use crate::{http, scrape, served, zone};
 use affinity::prompt::Prompts;
 use affinity::{Slot, Tier};
 use anyhow::{Context, Result};
@@ -90,12 +93,22 @@ impl Server {
         let endpoints: Vec<_> = (0u16..).map(Slot).zip(&config.endpoints).collect();
         let streams = endpoints.iter().filter(|(_, e)| e.events.is_some()).map(|(slot, _)| *slot).collect();
         let app = Arc::new(App::new(self.state, streams, config.coalesce()));
+        // A block takes half of it; what is more is a lie.
+        let limit = config.max_blocks.saturating_mul(64).saturating_add(16 << 20);
+        let store = config.store.as_deref().map(|url| Store::new(url, limit)).transpose()?.map(Arc::new);
+        let company = Arc::new(Company::new(app.clone(), &config.peers, store.clone(), limit)?);
+        let board = Arc::new(Switchboard::default());
         // Dropped at the end, which ends the tasks.
         let mut tasks = JoinSet::new();
         for (slot, endpoint) in endpoints {
-            if let Some(events) = endpoint.events.clone() {
-                let (address, replay) = (endpoint.address.clone(), endpoint.replay.clone());
-                tasks.spawn(subscriber::follow(app.clone(), subscriber::Source { slot, address, events, replay }));
+            if let Some(url) = endpoint.events.clone() {
+                let name = Name { address: endpoint.address.clone(), rank: None };
+                let events = match endpoint.dials_in() {
+                    true => Events::Bound(board.expect(name.clone())),
+                    false => Events::Connect { url, topic: String::new() },
+                };
+                let source = Source { slot, name, events, replay: endpoint.replay.clone() };
+                tasks.spawn(subscriber::follow(app.clone(), company.clone(), source));
             }
             let (address, model) = (endpoint.address.clone(), endpoint.model.clone());
             tasks.spawn(served::follow(app.clone(), slot, address, model));
@@ -105,6 +118,12 @@ impl Server {
         }
         for subject in self.subjects {
             tasks.spawn(engine::follow(app.clone(), subject));
+        }
+        if let Some(bind) = &config.bind {
+            tasks.spawn(bind::answer(app.clone(), bind::listen(bind, 0).await?, board));
+        }
+        if let Some(store) = store {
+            tasks.spawn(store.follow(app.clone(), config.store_interval()));
         }
         tasks.spawn(expire(app.clone()));
         tasks.spawn(keep_time(app.clone()));
