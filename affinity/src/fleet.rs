@@ -4,7 +4,7 @@ use crate::fingerprint::Stride;
 use crate::units::Slot;
 use crate::wire::{Reader, Write};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The fleet page: every endpoint, and the key to the table.
 ///
@@ -30,6 +30,8 @@ pub struct Endpoint {
     pub slot: Slot,
     /// `ip:port`, as the routing header and the cluster spell it.
     pub address: String,
+    /// Which data-parallel rank behind the address it is, counted there from 0; `None` for an engine without ranks.
+    pub rank: Option<u16>,
     /// Whether it may be chosen.
     pub health: Health,
     /// Whether its event stream is connected and in sync. Without one, predicted holders live longer.
@@ -82,6 +84,7 @@ impl Fleet {
         out.list(&self.endpoints, |out, e| {
             out.u16(e.slot.0);
             out.string(&e.address);
+            out.option(e.rank, |out, rank| out.u16(rank));
             out.u8(match e.health {
                 Health::Up => 0,
                 Health::Draining => 1,
@@ -110,10 +113,11 @@ impl Fleet {
             table_bits: r.u8()?,
             stride: Stride::new(u32::from(r.u16()?))?,
             gateways: r.u16()?,
-            endpoints: r.list(26, |r| {
+            endpoints: r.list(27, |r| {
                 Some(Endpoint {
                     slot: Slot(r.u16()?),
                     address: r.string()?,
+                    rank: r.option(Reader::u16)?,
                     health: match r.u8()? {
                         0 => Health::Up,
                         1 => Health::Draining,
@@ -143,6 +147,7 @@ mod tests {
         let endpoint = Endpoint {
             slot: Slot(3),
             address: "127.0.0.1:8001".into(),
+            rank: Some(7),
             health: Health::Draining,
             events: true,
             models: vec![0, 2],
@@ -151,7 +156,7 @@ mod tests {
             remote_in_flight: 7,
             remote_queued_tokens: 4096,
         };
-        let bare = Endpoint { reported: None, models: vec![], health: Health::Down, ..endpoint.clone() };
+        let bare = Endpoint { rank: None, reported: None, models: vec![], health: Health::Down, ..endpoint.clone() };
         Fleet { epoch: 9, table_bits: 6, stride: Stride::default(), gateways: 2, endpoints: vec![endpoint, bare] }
     }
 

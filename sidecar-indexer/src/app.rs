@@ -1,6 +1,7 @@
 //! The running indexer: the one shared state, and what wakes whom when it changes.
 
-use crate::company::{Name, Offer};
+use crate::company::Offer;
+use crate::endpoints::Key;
 use crate::events::Batch;
 use crate::holdings::Holdings;
 use crate::models::Listed;
@@ -12,6 +13,7 @@ use crate::sync::State;
 use affinity::Slot;
 use affinity::fleet::Health;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
@@ -32,40 +34,55 @@ pub struct Aside {
 pub struct App {
     state: Mutex<State>,
     /// What the index holds is as of here, by endpoint. Taken only with `state` locked.
-    checkpoints: Mutex<BTreeMap<Slot, (Name, Checkpoint)>>,
+    checkpoints: Mutex<BTreeMap<Slot, (Key, Checkpoint)>>,
     changes: watch::Sender<()>,
     stopping: watch::Sender<bool>,
-    /// Per endpoint, by slot: what its stream should know.
-    told: Vec<watch::Sender<Told>>,
-    /// Per endpoint, by slot: told when its engine should be tested.
-    retest: Vec<watch::Sender<()>>,
+    signals: Mutex<BTreeMap<Slot, Signals>>,
     /// The indexer's own metrics.
     pub metrics: Metrics,
-    /// How long news is collected.
-    pub coalesce: Duration,
+    coalesce_ms: AtomicU64,
     started: Instant,
-    /// Slots with an event stream.
-    streams: Vec<Slot>,
+    /// Whether all endpoints that are wanted were known once.
+    complete: AtomicBool,
+}
+
+/// What an endpoint's tasks are told.
+#[derive(Clone, Default)]
+pub struct Signals {
+    /// What its stream should know.
+    pub told: watch::Sender<Told>,
+    /// Its engine may be another one than before, and should be asked and tested again.
+    pub restarted: watch::Sender<()>,
 }
 
 impl App {
-    /// Takes the state. `streams` are the slots with an event stream.
+    /// Takes the state; nobody is in the fleet yet.
     #[must_use]
-    pub fn new(state: State, streams: Vec<Slot>, coalesce: Duration) -> Self {
-        let told = state.fleet.addresses().map(|_| watch::Sender::default()).collect();
-        let retest = state.fleet.addresses().map(|_| watch::Sender::new(())).collect();
-        Self {
+    pub fn new(state: State, coalesce: Duration) -> Self {
+        let this = Self {
             state: Mutex::new(state),
             checkpoints: Mutex::default(),
             changes: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
-            told,
-            retest,
+            signals: Mutex::default(),
             metrics: Metrics::default(),
-            coalesce,
+            coalesce_ms: AtomicU64::new(0),
             started: Instant::now(),
-            streams,
-        }
+            complete: AtomicBool::new(false),
+        };
+        this.set_coalesce(coalesce);
+        this
+    }
+
+    /// How long news is collected.
+    pub fn coalesce(&self) -> Duration {
+        Duration::from_millis(self.coalesce_ms.load(Ordering::Relaxed))
+    }
+
+    /// News is collected so long from now on.
+    pub fn set_coalesce(&self, coalesce: Duration) {
+        let ms = u64::try_from(coalesce.as_millis()).unwrap_or(u64::MAX);
+        self.coalesce_ms.store(ms, Ordering::Relaxed);
     }
 
     /// The state. Never held across an await.
@@ -83,14 +100,29 @@ impl App {
         self.changes.send_replace(());
     }
 
+    /// An endpoint's tasks are about to start.
+    pub fn enter(&self, slot: Slot, signals: Signals) {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, signals);
+    }
+
+    /// An endpoint's tasks have ended.
+    pub fn leave(&self, slot: Slot) {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        self.places().remove(&slot);
+    }
+
+    fn signals(&self, slot: Slot) -> Option<Signals> {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
+    }
+
     /// What this endpoint's stream should know.
     pub fn told(&self, slot: Slot) -> Option<watch::Receiver<Told>> {
-        self.told.get(usize::from(slot.0)).map(watch::Sender::subscribe)
+        self.signals(slot).map(|signals| signals.told.subscribe())
     }
 
     /// Told when this endpoint's engine should be tested: it may be another one than before.
     pub fn retests(&self, slot: Slot) -> Option<watch::Receiver<()>> {
-        self.retest.get(usize::from(slot.0)).map(watch::Sender::subscribe)
+        self.signals(slot).map(|signals| signals.restarted.subscribe())
     }
 
     /// Becomes true when the indexer stops.
@@ -109,8 +141,12 @@ impl App {
         if self.started.elapsed() >= READY_AFTER {
             return true;
         }
-        let state = self.state();
-        self.streams.iter().all(|slot| state.fleet.events(*slot))
+        self.complete.load(Ordering::Relaxed) && self.state().fleet.all_in_sync()
+    }
+
+    /// All endpoints that are wanted are known.
+    pub fn complete(&self) {
+        self.complete.store(true, Ordering::Relaxed);
     }
 
     /// Does what an endpoint's stream says. Replays and the like are the caller's to ask for. `live`: the messages are
@@ -119,13 +155,13 @@ impl App {
     pub fn act(
         &self,
         slot: Slot,
-        name: &Name,
+        key: Key,
         stream: &Stream<Batch>,
         actions: &[Action<Batch>],
         aside: &mut Aside,
         live: bool,
     ) -> bool {
-        let endpoint = &name.to_string();
+        let endpoint = &key.to_string();
         let (mut well, mut state) = (true, self.state());
         for action in actions {
             match action {
@@ -175,7 +211,7 @@ impl App {
         }
         state.index.settle();
         match stream.checkpoint().filter(|_| well) {
-            Some(checkpoint) => drop(self.places().insert(slot, (name.clone(), checkpoint))),
+            Some(checkpoint) => drop(self.places().insert(slot, (key, checkpoint))),
             None => drop(self.places().remove(&slot)),
         }
         self.metrics.stream(endpoint, stream);
@@ -190,20 +226,20 @@ impl App {
         well
     }
 
-    fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, (Name, Checkpoint)>> {
+    fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, (Key, Checkpoint)>> {
         self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The endpoints of which something can be proved, and the engines' times of it.
-    pub fn checkpoints(&self) -> Vec<(Name, f64)> {
-        self.places().values().map(|(name, checkpoint)| (name.clone(), checkpoint.position.last)).collect()
+    pub fn checkpoints(&self) -> Vec<(Key, f64)> {
+        self.places().values().map(|(key, checkpoint)| (*key, checkpoint.position.last)).collect()
     }
 
     /// What the index holds of an endpoint, and as of where, for others.
-    pub fn snapshot(&self, name: &Name) -> Option<Offer> {
+    pub fn snapshot(&self, key: Key) -> Option<Offer> {
         let state = self.state();
         let (slot, checkpoint) =
-            self.places().iter().find_map(|(slot, (of, at))| (of == name).then_some((*slot, *at)))?;
+            self.places().iter().find_map(|(slot, (of, at))| (*of == key).then_some((*slot, *at)))?;
         Some(Offer { checkpoint, holdings: state.index.snapshot(slot)? })
     }
 
@@ -231,30 +267,26 @@ impl App {
             state.gateways.fleet_changed(change.status);
         }
         if change.status
-            && let Some((_, address)) = state.fleet.addresses().nth(usize::from(slot.0))
-            && let Some(health) = state.fleet.health(slot)
+            && let (Some(endpoint), Some(health)) = (state.fleet.name(slot), state.fleet.health(slot))
         {
-            tracing::info!(endpoint = address, ?health, "health changed");
-        }
-        if let Some(told) = self.told.get(usize::from(slot.0)) {
-            told.send_if_modified(|told| {
-                let before = *told;
-                told.asleep = scrape.map_or(told.asleep, |scrape| scrape.asleep);
-                told.remake += u64::from(change.reconnect);
-                // One that sleeps is said to sleep again and again: it may have been awake in between.
-                *told != before || told.asleep
-            });
+            tracing::info!(endpoint, ?health, "health changed");
         }
         let up = change.status && state.fleet.health(slot) == Some(Health::Up);
         drop(state);
         if change.status || change.load {
             self.changed();
         }
-        if (up || change.reconnect)
-            && let Some(retest) = self.retest.get(usize::from(slot.0))
-        {
-            retest.send_replace(());
+        let Some(signals) = self.signals(slot) else { return };
+        if up || change.reconnect {
+            signals.restarted.send_replace(());
         }
+        signals.told.send_if_modified(|told| {
+            let before = *told;
+            told.asleep = scrape.map_or(told.asleep, |scrape| scrape.asleep);
+            told.remake += u64::from(change.reconnect);
+            // One that sleeps is said to sleep again and again: it may have been awake in between.
+            *told != before || told.asleep
+        });
     }
 }
 
@@ -266,9 +298,8 @@ fn unix_now() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::endpoints::Wanted;
     use crate::events;
-    use crate::fleet::Fleet;
     use crate::index::{Index, Options};
     use crate::models::Models;
     use crate::stream::{Input, Message};
@@ -277,17 +308,14 @@ mod tests {
     use rmpv::Value;
     use std::sync::Arc;
 
-    const CONFIG: &str = "
-models: [{name: tiny, tokenizer: tok}]
-endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
-
     fn app() -> App {
         let stride = Stride::new(8).unwrap();
-        let mut index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
+        let index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
         let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
-        index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap()), false);
-        let fleet = Fleet::new(&Config::parse(CONFIG).unwrap());
-        App::new(State::new(index, fleet, Models::new([], 0), stride), vec![Slot(0)], Duration::ZERO)
+        let mut state = State::new(index, Models::new([], 0), stride);
+        let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
+        state.enter(Slot(0), &Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny"), &vocabulary, false);
+        App::new(state, Duration::ZERO)
     }
 
     /// Applies a message with one event; says how many blocks the endpoint holds then.
@@ -300,8 +328,8 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
         let payload = events::decode(&bytes).ok();
         let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: false, payload };
         let actions = stream.step(Input::Live(message));
-        let name = Name { address: "127.0.0.1:8000".into(), rank: None };
-        assert!(app.act(Slot(0), &name, &stream, &actions, &mut aside, true));
+        let key = Key { address: "127.0.0.1:8000".parse().unwrap(), rank: None };
+        assert!(app.act(Slot(0), key, &stream, &actions, &mut aside, true));
         app.state().index.stats().blocks
     }
 

@@ -1,6 +1,9 @@
 //! The configuration file. Each option is documented here and nowhere else: the comments below make the annotated
 //! example that `warmpath-indexer example-config` prints.
+//!
+//! The file is read again when it changes ([`crate::reload`]).
 
+use crate::endpoints::{Events as Wired, file, spelling};
 use crate::subscriber::bind;
 use crate::zone::Zone;
 use affinity::{Slot, Stride, Tier};
@@ -12,10 +15,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
-use zeromq::Endpoint as Socket;
 
 /// An option's documentation.
-struct Field {
+pub(crate) struct Field {
     name: &'static str,
     docs: &'static [&'static str],
     example: &'static str,
@@ -34,11 +36,14 @@ macro_rules! section {
         }
 
         impl $name {
-            const FIELDS: &'static [Field] =
+            pub(crate) const FIELDS: &'static [Field] =
                 &[$( Field { name: stringify!($field), docs: &[$($doc),+], example: $example } ),+];
         }
     };
 }
+
+mod endpoint;
+pub use endpoint::{DEFAULT_RATE, Endpoint, Events, IP, Metrics};
 
 section! {
     /// The whole configuration.
@@ -83,7 +88,10 @@ section! {
         bind: Option<String> = "null",
         /// The models served.
         models: Vec<Model> = "",
-        /// The engines. One entry for each data-parallel rank: every rank has a cache of its own.
+        /// How often the names among the endpoints are looked up, in milliseconds.
+        #[serde(default = "default_dns")]
+        dns_interval_ms: u64 = "5000",
+        /// The engines.
         endpoints: Vec<Endpoint> = "",
     }
 }
@@ -138,31 +146,6 @@ section! {
         /// /tokenize), now and then. Where they differ, no prompt of this model is predicted until they agree again.
         #[serde(default = "yes")]
         self_test: bool = "true",
-    }
-}
-
-section! {
-    /// One engine, or one of its data-parallel ranks.
-    Endpoint {
-        /// `ip:port` of its HTTP API, as the gateway's cluster spells it.
-        address: String = "10.0.0.11:8000",
-        /// Which of the models above it serves.
-        model: String = "llama-3.1-8b",
-        /// Its KV events, as `--kv-events-config` sets them up, or `bind`: it dials in. Leave out for an engine without
-        /// events: then only placements predict what it holds.
-        #[serde(default)]
-        events: Option<String> = "tcp://10.0.0.11:5557",
-        /// Its replay of past events. Without one the indexer knows only what was cached since it connected, forgets
-        /// it when a message is lost or the connection breaks, and may not notice that a machine has died.
-        #[serde(default)]
-        replay: Option<String> = "tcp://10.0.0.11:5657",
-        /// Its metrics: auto (`http://ADDRESS/metrics`), none, or a URL. An endpoint whose metrics do not answer
-        /// three times in a row counts as down.
-        #[serde(default)]
-        metrics: Metrics = "auto",
-        /// How fast it prefills, in tokens per second; measure it with one long prompt on an idle engine.
-        #[serde(default = "default_rate")]
-        prefill_tokens_per_second: f32 = "8000",
     }
 }
 
@@ -227,32 +210,6 @@ pub enum ContentFormat {
     Openai,
 }
 
-/// Where an engine's metrics are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "String")]
-pub enum Metrics {
-    /// At `/metrics` of its address.
-    #[default]
-    Auto,
-    /// Nowhere: load and health are unknown.
-    None,
-    /// There.
-    Url(String),
-}
-
-impl From<String> for Metrics {
-    fn from(text: String) -> Self {
-        match text.as_str() {
-            "auto" => Metrics::Auto,
-            "none" => Metrics::None,
-            _ => Metrics::Url(text),
-        }
-    }
-}
-
-/// Instead of an engine's event address: it dials in.
-const BIND: &str = "bind";
-
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9400))
 }
@@ -281,8 +238,8 @@ fn default_tiers() -> Vec<TierName> {
     vec![TierName::Gpu]
 }
 
-fn default_rate() -> f32 {
-    8000.0
+fn default_dns() -> u64 {
+    5000
 }
 
 fn yes() -> bool {
@@ -290,13 +247,14 @@ fn yes() -> bool {
 }
 
 impl Config {
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file; gives its text, too.
     ///
     /// # Errors
     /// Names the file, the option and, where it can, the line.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<(Self, String)> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{} is not usable", path.display()))
+        let config = Self::parse(&text).with_context(|| format!("{} is not usable", path.display()))?;
+        Ok((config, text))
     }
 
     /// Reads and checks a configuration.
@@ -330,10 +288,30 @@ impl Config {
         Duration::from_millis(self.coalesce_ms)
     }
 
+    /// How often names are looked up.
+    #[must_use]
+    pub fn dns_interval(&self) -> Duration {
+        Duration::from_millis(self.dns_interval_ms)
+    }
+
     /// How often the store is written to.
     #[must_use]
     pub fn store_interval(&self) -> Duration {
         Duration::from_millis(self.store_interval_ms)
+    }
+
+    /// Most bytes that a snapshot of an endpoint has: a block takes half of this. What is more is a lie.
+    #[must_use]
+    pub fn snapshot_limit(&self) -> usize {
+        self.max_blocks.saturating_mul(64).saturating_add(16 << 20)
+    }
+
+    /// Ports after `bind`'s that ranks dial.
+    #[must_use]
+    pub fn dialled_ranks(&self) -> u16 {
+        let dials = self.endpoints.iter().filter(|endpoint| endpoint.events == Some(Events::Bind));
+        let last = |e: &Endpoint| e.data_parallel_start_rank.saturating_add(e.data_parallel_ranks.saturating_sub(1));
+        dials.map(last).max().unwrap_or(0)
     }
 
     /// How often metrics are read.
@@ -349,19 +327,7 @@ impl Config {
         ensure!(coalesce <= 1000, "coalesce_ms: {coalesce} is above 1000, and would make every prediction stale");
         let scrape = self.scrape_interval_ms;
         ensure!(scrape >= 100, "scrape_interval_ms: {scrape} is below 100, too often for an engine");
-        let store = self.store_interval_ms;
-        ensure!(store >= 1000, "store_interval_ms: {store} is below 1000, too often for what is written");
-        for peer in &self.peers {
-            let usable = reqwest::Url::parse(peer).is_ok_and(|url| url.scheme() == "http" && url.has_host());
-            ensure!(usable, "peers: {peer:?} is not http://HOST:PORT");
-        }
-        if let Some(store) = &self.store {
-            ensure!(store.starts_with("redis://"), "store: {store:?} is not redis://HOST:PORT");
-        }
-        if let Some(bind) = &self.bind {
-            let port = bind::address(bind).map(|address| address.port());
-            ensure!(port.is_some_and(|port| port > 0), "bind: {bind:?} is not tcp://*:PORT or tcp://IP:PORT");
-        }
+        self.check_company()?;
         ensure!(self.max_blocks > 0, "max_blocks: 0 would leave nothing to predict from");
         ensure!(!self.tiers.is_empty(), "tiers: the list is empty; [gpu] is the least that is of use");
         let mut names = BTreeSet::new();
@@ -378,29 +344,57 @@ impl Config {
             }
         }
         let most = usize::from(Slot::LIMIT);
-        ensure!(self.endpoints.len() <= most, "endpoints: there are more than {most}");
+        let endpoints: usize = self.endpoints.iter().map(|e| usize::from(e.data_parallel_ranks.max(1))).sum();
+        ensure!(endpoints <= most, "endpoints: with their data-parallel ranks there are more than {most}");
         ensure!(!self.endpoints.is_empty(), "endpoints: the list is empty; name at least one engine");
-        let (mut addresses, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+        let interval = self.dns_interval_ms;
+        ensure!(interval >= 100, "dns_interval_ms: {interval} is below 100, too often for a name server");
+        let (mut places, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             endpoint.check().with_context(|| format!("endpoints[{i}]"))?;
             ensure!(
-                !endpoint.dials_in() || self.bind.is_some(),
-                "endpoints[{i}].events: {BIND} needs an address to dial: give the configuration's `bind`"
+                endpoint.events != Some(Events::Bind) || self.bind.is_some(),
+                "endpoints[{i}].events: who dials in needs an address to dial: give the configuration's `bind`"
             );
-            ensure!(addresses.insert(&endpoint.address), "endpoints[{i}].address: {} is there twice", endpoint.address);
-            for (option, url) in endpoint.sockets() {
-                // Spelled anew, so that 08001 is no other port than 8001.
-                let spelling = url.parse().map_or_else(|_| url.clone(), |socket: Socket| socket.to_string());
-                ensure!(
-                    sockets.insert(spelling),
-                    "endpoints[{i}].{option}: {url} is there twice; every engine and data-parallel rank publishes and \
-                     replays at ports of its own: give this one's"
-                );
+            for (option, place) in [("address", &endpoint.address), ("dns", &endpoint.dns)] {
+                let Some(place) = place else { continue };
+                ensure!(places.insert(place), "endpoints[{i}].{option}: {place} is there twice");
             }
+            let Some(address) = endpoint.address.as_ref().and_then(|address| address.parse().ok()) else { continue };
+            for wanted in file::at(endpoint, address) {
+                let Wired::At(at) = wanted.events else { continue };
+                for (option, url) in std::iter::once(("events", at.events)).chain(at.replay.map(|url| ("replay", url)))
+                {
+                    ensure!(
+                        sockets.insert(spelling(&url)),
+                        "endpoints[{i}].{option}: {url} is there twice; every engine and data-parallel rank publishes \
+                         and replays at ports of its own: give this one's"
+                    );
+                }
+            }
+        }
+        for (i, endpoint) in self.endpoints.iter().enumerate() {
             if !self.models.iter().any(|m| m.name == endpoint.model) {
                 let known = self.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
                 bail!("endpoints[{i}].model: {:?} is not among the models: {known}", endpoint.model);
             }
+        }
+        Ok(())
+    }
+
+    fn check_company(&self) -> Result<()> {
+        let store = self.store_interval_ms;
+        ensure!(store >= 1000, "store_interval_ms: {store} is below 1000, too often for what is written");
+        for peer in &self.peers {
+            let usable = reqwest::Url::parse(peer).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+            ensure!(usable, "peers: {peer:?} is not http://HOST:PORT");
+        }
+        if let Some(store) = &self.store {
+            ensure!(store.starts_with("redis://"), "store: {store:?} is not redis://HOST:PORT");
+        }
+        if let Some(bind) = &self.bind {
+            let port = bind::address(bind).map(|address| address.port());
+            ensure!(port.is_some_and(|port| port > 0), "bind: {bind:?} is not tcp://*:PORT or tcp://IP:PORT");
         }
         Ok(())
     }
@@ -445,56 +439,6 @@ impl Field {
         }
         let value = if self.example.is_empty() { String::new() } else { format!(" {}", self.example) };
         out.push_str(&format!("{start}{}:{value}\n", self.name));
-    }
-}
-
-impl Endpoint {
-    /// The URL of its metrics, if it has any.
-    #[must_use]
-    pub fn metrics_url(&self) -> Option<String> {
-        match &self.metrics {
-            Metrics::Auto => Some(format!("http://{}/metrics", self.address)),
-            Metrics::None => None,
-            Metrics::Url(url) => Some(url.clone()),
-        }
-    }
-
-    /// Where it publishes and replays, by option.
-    fn sockets(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let options = [("events", self.events.as_ref().filter(|_| !self.dials_in())), ("replay", self.replay.as_ref())];
-        options.into_iter().filter_map(|(option, url)| Some((option, url?)))
-    }
-
-    /// Whether it connects to the indexer.
-    #[must_use]
-    pub fn dials_in(&self) -> bool {
-        self.events.as_deref() == Some(BIND)
-    }
-
-    fn check(&self) -> Result<()> {
-        let address = &self.address;
-        let Ok(parsed) = address.parse::<SocketAddr>() else {
-            bail!("address: {address:?} is not ip:port; the gateway matches hosts by address, so a name is of no use");
-        };
-        ensure!(parsed.port() != 0, "address: {address:?} has port 0; give the port of the engine's HTTP API");
-        let canonical = parsed.to_string();
-        ensure!(*address == canonical, "address: {address:?} is not as the gateway spells it: write {canonical:?}");
-        for (option, url) in self.sockets() {
-            ensure!(!url.contains('*'), "{option}: {url:?} is where the engine binds; give the address to connect to");
-            let usable = match url.parse() {
-                Ok(Socket::Tcp(_, port)) => port != 0,
-                Ok(_) => true,
-                Err(_) => false,
-            };
-            ensure!(usable, "{option}: {url:?} cannot be connected to; write tcp://HOST:PORT or ipc://PATH");
-        }
-        ensure!(self.replay.is_none() || self.events.is_some(), "replay: is of no use without events");
-        if let Metrics::Url(url) = &self.metrics {
-            ensure!(url.starts_with("http://"), "metrics: {url:?} is not auto, none or a URL that begins with http://");
-        }
-        let rate = self.prefill_tokens_per_second;
-        ensure!(rate.is_finite() && rate > 0.0, "prefill_tokens_per_second: {rate} is not above 0");
-        Ok(())
     }
 }
 

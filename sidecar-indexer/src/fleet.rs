@@ -1,9 +1,10 @@
 //! What is known of the endpoints beside their caches: health, stream, load as they report it.
 
-use crate::config::Config;
+use crate::endpoints::{Events, Key, Wanted};
 use crate::scrape::Scrape;
 use affinity::Slot;
 use affinity::fleet::{Endpoint, Health, Reported};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// An endpoint whose metrics fail this many times in a row is down.
@@ -14,15 +15,21 @@ const REPORT_LASTS: Duration = Duration::from_secs(3);
 const LONG_OUTAGE: Duration = Duration::from_secs(30);
 
 /// The endpoints, by slot.
+#[derive(Default)]
 pub struct Fleet {
-    members: Vec<Member>,
+    members: BTreeMap<Slot, Member>,
 }
 
 /// One endpoint.
 struct Member {
-    address: String,
-    model: u16,
+    key: Key,
+    name: String,
+    model: String,
     prefill_rate: f32,
+    /// The table's version when it came: older tables may show what the slot's last owner held.
+    since: u64,
+    /// Whether it has an event stream, and whether that is in sync.
+    streams: bool,
     events: bool,
     /// Scrapes failed in a row, and since when.
     failures: u32,
@@ -45,14 +52,15 @@ pub struct Change {
 }
 
 impl Fleet {
-    /// The fleet as configured; nothing is known of it yet, and unknown is taken for up.
-    #[must_use]
-    pub fn new(config: &Config) -> Self {
-        let member = |endpoint: &crate::config::Endpoint| Member {
-            address: endpoint.address.clone(),
-            // The configuration was checked: the model is there, and there are few.
-            model: config.models.iter().position(|m| m.name == endpoint.model).unwrap_or(0) as u16,
-            prefill_rate: endpoint.prefill_tokens_per_second,
+    /// An endpoint comes; nothing is known of it yet, and unknown is taken for up. `since`: the table's version.
+    pub fn enter(&mut self, slot: Slot, wanted: &Wanted, since: u64) {
+        let member = Member {
+            key: wanted.key,
+            name: wanted.key.to_string(),
+            model: wanted.model.clone(),
+            prefill_rate: wanted.prefill_rate,
+            since,
+            streams: wanted.events != Events::None,
             events: false,
             failures: 0,
             failing_since: None,
@@ -60,17 +68,47 @@ impl Fleet {
             reported: None,
             started: None,
         };
-        Self { members: config.endpoints.iter().map(member).collect() }
+        self.members.insert(slot, member);
     }
 
-    /// Slots and addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = (Slot, &str)> {
-        (0u16..).map(Slot).zip(self.members.iter().map(|m| m.address.as_str()))
+    /// An endpoint is not there any more.
+    pub fn leave(&mut self, slot: Slot) {
+        self.members.remove(&slot);
+    }
+
+    /// An endpoint prefills at another speed than was said before.
+    pub fn set_prefill_rate(&mut self, slot: Slot, rate: f32) {
+        if let Some(member) = self.members.get_mut(&slot) {
+            member.prefill_rate = rate;
+        }
+    }
+
+    /// Slots and the names of their endpoints, for logs and metrics.
+    pub fn names(&self) -> impl Iterator<Item = (Slot, &str)> {
+        self.members.iter().map(|(slot, m)| (*slot, m.name.as_str()))
+    }
+
+    /// An endpoint's name.
+    #[must_use]
+    pub fn name(&self, slot: Slot) -> Option<&str> {
+        self.members.get(&slot).map(|m| m.name.as_str())
+    }
+
+    /// The slot of an endpoint.
+    #[must_use]
+    pub fn slot(&self, key: Key) -> Option<Slot> {
+        self.members.iter().find(|(_, m)| m.key == key).map(|(slot, _)| *slot)
+    }
+
+    /// Whether every event stream is in sync.
+    #[must_use]
+    pub fn all_in_sync(&self) -> bool {
+        self.members.values().all(|m| m.events || !m.streams)
     }
 
     /// The event stream came into sync or fell out of it.
     pub fn set_events(&mut self, slot: Slot, in_sync: bool) -> Change {
-        let Some(member) = self.members.get_mut(usize::from(slot.0)) else { return Change::default() };
+        let Some(member) = self.members.get_mut(&slot) else { return Change::default() };
         let status = member.events != in_sync;
         member.events = in_sync;
         Change { status, ..Change::default() }
@@ -78,7 +116,7 @@ impl Fleet {
 
     /// The metrics were read, or could not be.
     pub fn scraped(&mut self, slot: Slot, scrape: Option<&Scrape>, now: Instant) -> Change {
-        let Some(member) = self.members.get_mut(usize::from(slot.0)) else { return Change::default() };
+        let Some(member) = self.members.get_mut(&slot) else { return Change::default() };
         let (health, load) = (member.health(), member.load(now));
         let mut reconnect = false;
         match scrape {
@@ -102,32 +140,42 @@ impl Fleet {
     /// An endpoint's health.
     #[must_use]
     pub fn health(&self, slot: Slot) -> Option<Health> {
-        self.members.get(usize::from(slot.0)).map(Member::health)
+        self.members.get(&slot).map(Member::health)
     }
 
     /// Whether an endpoint's stream is in sync.
     #[must_use]
     pub fn events(&self, slot: Slot) -> bool {
-        self.members.get(usize::from(slot.0)).is_some_and(|m| m.events)
+        self.members.get(&slot).is_some_and(|m| m.events)
     }
 
-    /// The endpoints for the fleet page. `remote` gives requests in flight and tokens queued from elsewhere.
-    pub fn endpoints(&self, now: Instant, remote: impl Fn(Slot) -> (u32, u32)) -> Vec<Endpoint> {
-        let endpoint = |(slot, member): (Slot, &Member)| {
-            let (remote_in_flight, remote_queued_tokens) = remote(slot);
+    /// The endpoints for the fleet page of a gateway that has the table's version `table`, and whether one of them is
+    /// said to have no events only because that version is too old. `number` gives a model's, `remote` requests in flight
+    /// and tokens queued from elsewhere.
+    pub fn endpoints(
+        &self,
+        now: Instant,
+        table: u64,
+        number: impl Fn(&str) -> Option<u16>,
+        remote: impl Fn(Slot) -> (u32, u32),
+    ) -> (Vec<Endpoint>, bool) {
+        let endpoint = |(slot, member): (&Slot, &Member)| {
+            let (remote_in_flight, remote_queued_tokens) = remote(*slot);
             Endpoint {
-                slot,
-                address: member.address.clone(),
+                slot: *slot,
+                address: member.key.address.to_string(),
+                rank: member.key.rank,
                 health: member.health(),
-                events: member.events,
-                models: vec![member.model],
+                events: member.events && member.since <= table,
+                models: number(&member.model).into_iter().collect(),
                 prefill_rate: member.prefill_rate,
                 reported: member.load(now),
                 remote_in_flight,
                 remote_queued_tokens,
             }
         };
-        (0u16..).map(Slot).zip(&self.members).map(endpoint).collect()
+        let early = self.members.values().any(|m| m.events && m.since > table);
+        (self.members.iter().map(endpoint).collect(), early)
     }
 }
 
@@ -154,10 +202,9 @@ mod tests {
     const SLOT: Slot = Slot(0);
 
     fn fleet() -> (Fleet, Instant) {
-        let config = "
-models: [{name: tiny, tokenizer: tok}]
-endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
-        (Fleet::new(&Config::parse(config).unwrap()), Instant::now())
+        let mut fleet = Fleet::default();
+        fleet.enter(SLOT, &Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny"), 0);
+        (fleet, Instant::now())
     }
 
     fn scrape(started: f64) -> Scrape {
@@ -181,9 +228,10 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
     fn old_load_is_unknown_rather_than_idle() {
         let (mut fleet, now) = fleet();
         assert!(fleet.scraped(SLOT, Some(&scrape(1.0)), now).load);
-        assert!(fleet.endpoints(now, |_| (0, 0))[0].reported.is_some());
+        let reported = |fleet: &Fleet, now| fleet.endpoints(now, 0, |_| Some(0), |_| (0, 0)).0[0].reported;
+        assert!(reported(&fleet, now).is_some());
         let later = now + REPORT_LASTS + Duration::from_millis(1);
-        assert_eq!(fleet.endpoints(later, |_| (0, 0))[0].reported, None);
+        assert_eq!(reported(&fleet, later), None);
     }
 
     #[test]
@@ -201,7 +249,24 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
     #[test]
     fn a_sleeping_engine_is_not_chosen() {
         let (mut fleet, now) = fleet();
-        assert!(fleet.scraped(SLOT, Some(&Scrape { asleep: true, ..scrape(1.0) }), now).status);
+        let asleep = Scrape { asleep: true, ..scrape(1.0) };
+        let change = fleet.scraped(SLOT, Some(&asleep), now);
+        assert!(change.status && change.slept);
         assert_eq!(fleet.health(SLOT), Some(Health::Draining));
+        assert!(!fleet.scraped(SLOT, Some(&asleep), now).slept, "it fell asleep once");
+    }
+
+    #[test]
+    fn a_gateway_with_an_older_table_is_not_told_of_events() {
+        let (mut fleet, now) = fleet();
+        fleet.enter(Slot(1), &Wanted::bare("127.0.0.1:8001".parse().unwrap(), "tiny"), 7);
+        fleet.set_events(SLOT, true);
+        fleet.set_events(Slot(1), true);
+        let events = |table| {
+            let (endpoints, early) = fleet.endpoints(now, table, |_| Some(0), |_| (0, 0));
+            (endpoints.iter().map(|e| e.events).collect::<Vec<_>>(), early)
+        };
+        assert_eq!(events(6), (vec![true, false], true));
+        assert_eq!(events(7), (vec![true, true], false));
     }
 }

@@ -16,8 +16,8 @@ const RELAY_BYTES: usize = 4 << 20;
 
 /// All gateways.
 pub struct Gateways {
-    /// Number of endpoints: slots from here on name none.
-    endpoints: usize,
+    /// Slots from here on name no endpoint.
+    slots: usize,
     known: BTreeMap<u64, Gateway>,
     /// Grows with every change of what any gateway sees of the fleet.
     version: u64,
@@ -48,11 +48,11 @@ struct Relayed {
 }
 
 impl Gateways {
-    /// No gateways yet, of a fleet of so many endpoints.
+    /// No gateways yet, of a fleet with so many slots.
     #[must_use]
-    pub fn new(endpoints: usize) -> Self {
+    pub fn new(slots: usize) -> Self {
         Self {
-            endpoints,
+            slots,
             known: BTreeMap::new(),
             version: 0,
             urgent: 0,
@@ -60,6 +60,11 @@ impl Gateways {
             relayed: 0,
             relay_bytes: 0,
         }
+    }
+
+    /// The fleet has so many slots now.
+    pub fn set_slots(&mut self, slots: usize) {
+        self.slots = slots;
     }
 
     /// How many gateways are there.
@@ -77,7 +82,7 @@ impl Gateways {
     /// A gateway asks, and tells its loads. True if others see another fleet now.
     pub fn report(&mut self, id: u64, loads: &[Load], now: Instant) -> bool {
         // Anybody may ask: loads of slots that name no endpoint would be kept for nothing.
-        let loads = loads.iter().filter(|l| usize::from(l.slot.0) < self.endpoints);
+        let loads = loads.iter().filter(|l| usize::from(l.slot.0) < self.slots);
         let loads: BTreeMap<Slot, (u32, u32)> =
             loads.map(|l| (l.slot, (l.in_flight, l.queued_tokens))).filter(|(_, l)| *l != (0, 0)).collect();
         if let Some(gateway) = self.known.get_mut(&id) {

@@ -1,7 +1,8 @@
 //! The indexer's HTTP API.
 
 use crate::app::App;
-use crate::company::{Name, POSITION};
+use crate::company::POSITION;
+use crate::endpoints::Key;
 use crate::stream::Position;
 use crate::sync::Pending;
 use affinity::sync::{Request, decode_placements};
@@ -12,6 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,7 +79,7 @@ async fn wait(app: &App, request: &Request, deadline: Instant) {
             _ if now >= deadline || *stopping.borrow_and_update() => return,
             Pending::Now => return,
             Pending::News => {
-                tokio::time::sleep_until((now + app.coalesce).min(deadline).into()).await;
+                tokio::time::sleep_until((now + app.coalesce()).min(deadline).into()).await;
                 return;
             }
             Pending::At(at) if at <= now => return,
@@ -103,18 +105,18 @@ async fn placements(State(app): State<Arc<App>>, body: Bytes) -> Response {
 
 #[derive(Deserialize)]
 struct Wanted {
-    endpoint: String,
+    endpoint: SocketAddr,
     rank: Option<u16>,
 }
 
 /// What an endpoint holds, for another indexer.
 async fn snapshot(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Response {
-    let name = Name { address: wanted.endpoint, rank: wanted.rank };
-    let Some(offer) = app.snapshot(&name) else {
+    let key = Key { address: wanted.endpoint, rank: wanted.rank };
+    let Some(offer) = app.snapshot(key) else {
         return (StatusCode::NOT_FOUND, "nothing can be proved of this endpoint here\n").into_response();
     };
     let Position { next, last } = offer.checkpoint.position;
-    match offer.encode(name) {
+    match offer.encode(key) {
         Ok(body) => {
             app.metrics.given(body.len());
             ([(POSITION, format!("{next} {last}"))], body).into_response()

@@ -262,6 +262,14 @@ impl Index {
         let mut before = stored.parent;
         let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
         for (i, (hash, tokens)) in blocks.enumerate() {
+            // Said again, not stored again.
+            if stored.may_repeat
+                && let Some(block) = self.endpoints.get_mut(&of).and_then(|endpoint| endpoint.blocks.get_mut(hash))
+                && *block.copies_on(stored.tier) > 0
+            {
+                (anchor, before) = (self.endpoints.get(&of).map_or(anchor, |e| e.anchor(*hash)), Some(*hash));
+                continue;
+            }
             let matchable = i < stored.readable && self.is_canonical(of, stored, *hash, before, tokens);
             if !self.put(of, *hash, stored.tier, anchor, tokens, matchable) {
                 // What follows would only be orphans.

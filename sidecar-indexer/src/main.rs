@@ -98,12 +98,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn prepare(file: &Path) -> Result<Server> {
-    Server::prepare(Config::read(file)?, file.parent().unwrap_or(Path::new("")))
-}
-
 fn check(file: &Path) -> Result<()> {
-    let server = prepare(file)?;
+    let server = Server::read(file)?;
     for (model, note) in &server.notes {
         println!("model {model:?}: {note}");
     }
@@ -118,7 +114,7 @@ fn start(run: &Run) -> Result<()> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    let server = prepare(&run.config)?;
+    let server = Server::read(&run.config)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

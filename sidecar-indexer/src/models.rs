@@ -120,16 +120,23 @@ impl Models {
     /// Takes the profiles as read from files.
     #[must_use]
     pub fn new(models: impl IntoIterator<Item = (Profile, Zone)>, now: i64) -> Self {
-        let models = models.into_iter().map(|(profile, zone)| Served {
-            profile,
-            zone,
-            endpoints: BTreeSet::new(),
-            listed: BTreeMap::new(),
-            verdicts: BTreeMap::new(),
-        });
-        let mut this = Self { models: models.collect(), version: 0, page: Vec::new() };
-        this.tick(now);
+        let mut this = Self { models: Vec::new(), version: 0, page: Vec::new() };
+        this.replace(models, now);
         this
+    }
+
+    /// Takes other profiles, in place of all there were. What engines said of a model stays while it keeps its name.
+    pub fn replace(&mut self, models: impl IntoIterator<Item = (Profile, Zone)>, now: i64) -> bool {
+        let mut before = std::mem::take(&mut self.models);
+        let served = |(profile, zone): (Profile, Zone)| {
+            let at = before.iter().position(|served| served.profile.name == profile.name);
+            let old = at.map(|at| before.swap_remove(at));
+            let (endpoints, listed, verdicts) =
+                old.map(|old| (old.endpoints, old.listed, old.verdicts)).unwrap_or_default();
+            Served { profile, zone, endpoints, listed, verdicts }
+        };
+        self.models = models.into_iter().map(served).collect();
+        self.tick(now)
     }
 
     /// An endpoint serves a model.
@@ -137,6 +144,22 @@ impl Models {
         if let Some(model) = self.models.iter_mut().find(|m| m.profile.name == model) {
             model.endpoints.insert(slot);
         }
+    }
+
+    /// An endpoint serves nothing any more.
+    pub fn leave(&mut self, slot: Slot) -> bool {
+        for model in &mut self.models {
+            model.endpoints.remove(&slot);
+            model.listed.remove(&slot);
+            model.verdicts.remove(&slot);
+        }
+        self.publish()
+    }
+
+    /// A model's number in [`Self::page`].
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<u16> {
+        self.models.iter().position(|model| model.profile.name == name).and_then(|at| u16::try_from(at).ok())
     }
 
     /// The version of [`Self::page`].
@@ -319,6 +342,22 @@ mod tests {
         assert_eq!(counts, [("a", Verdict::Passed, 1), ("a", Verdict::Failed, 1), ("b", Verdict::Untested, 1)]);
         assert!(models.tested(Slot(1), Verdict::Passed));
         assert_eq!(opaque(&models), ["", ""]);
+    }
+
+    #[test]
+    fn what_an_endpoint_said_goes_with_it_and_stays_when_profiles_are_replaced() {
+        let mut models = models();
+        models.heard(Slot(0), listed(&["a"], &["ada"]));
+        models.tested(Slot(0), Verdict::Failed);
+        let zone = || Zone::parse("UTC").unwrap();
+        let profile = |name: &str| (Profile { name: name.into(), ..Profile::default() }, zone());
+        assert!(models.replace([profile("c"), profile("a")], 0));
+        let profiles = models.profiles();
+        assert_eq!((models.number("a"), models.number("b")), (Some(1), None));
+        assert_eq!((&profiles.models[1].adapters, &*profiles.models[1].opaque), (&vec!["ada".to_owned()], SELF_TEST));
+        assert!(models.leave(Slot(0)));
+        let profiles = models.profiles();
+        assert_eq!((profiles.models[1].adapters.len(), &*profiles.models[1].opaque), (0, ""));
     }
 
     #[test]

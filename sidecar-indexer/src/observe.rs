@@ -49,10 +49,19 @@ struct OfSource {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfReload {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfTest {
     model: String,
     result: &'static str,
 }
+
+// All values of labels beside an endpoint's name.
+const EVENT_KINDS: [&str; 4] = ["stored", "removed", "cleared", "skipped"];
+const REPLAY_RESULTS: [&str; 5] = ["whole", "failed", "held", "unanswered", "reconnect"];
 
 /// All metrics.
 pub struct Metrics {
@@ -78,6 +87,10 @@ pub struct Metrics {
     partial: Family<OfEndpoint, Gauge>,
     up: Family<OfEndpoint, Gauge>,
     selftest: Family<OfTest, Gauge>,
+    endpoints: Gauge,
+    left_out: Gauge,
+    reloads: Family<OfReload, Counter>,
+    config_usable: Gauge,
     blocks: Gauge,
     orphans: Gauge,
     opaque: Gauge,
@@ -118,6 +131,10 @@ impl Default for Metrics {
             partial: Family::default(),
             up: Family::default(),
             selftest: Family::default(),
+            endpoints: Gauge::default(),
+            left_out: Gauge::default(),
+            reloads: Family::default(),
+            config_usable: Gauge::default(),
             blocks: Gauge::default(),
             orphans: Gauge::default(),
             opaque: Gauge::default(),
@@ -174,6 +191,14 @@ impl Default for Metrics {
             "1 while blocks older than the replay's reach may be unknown",
             this.partial.clone(),
         );
+        r.register("endpoints", "Endpoints followed, each data-parallel rank counted", this.endpoints.clone());
+        r.register("endpoints_left_out", "Endpoints for which there is no slot", this.left_out.clone());
+        r.register("config_reloads", "Times the configuration file had changed, by result", this.reloads.clone());
+        r.register(
+            "config_last_reload_successful",
+            "1 while the configuration file's last change could be taken over",
+            this.config_usable.clone(),
+        );
         r.register("endpoint_up", "1 while the endpoint may be chosen", this.up.clone());
         r.register(
             "indexer_profile_selftest",
@@ -224,12 +249,12 @@ impl Metrics {
 
     /// An endpoint's holdings were forgotten.
     pub fn cleared(&self, endpoint: &str, reason: Reason) {
-        self.clears.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason: word(reason) }).inc();
+        self.clears.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason: reason.word() }).inc();
     }
 
     /// They were put aside.
     pub fn suspended(&self, endpoint: &str, reason: Reason) {
-        self.suspends.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason: word(reason) }).inc();
+        self.suspends.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason: reason.word() }).inc();
     }
 
     /// What was put aside or offered was proved, or is of no use.
@@ -295,6 +320,45 @@ impl Metrics {
         self.unknown_topics.inc();
     }
 
+    /// So many endpoints are followed, and so many had no slot.
+    pub fn endpoints(&self, followed: usize, left_out: usize) {
+        set(&self.endpoints, followed);
+        set(&self.left_out, left_out);
+    }
+
+    /// The configuration file was read: at the start, or after a change, which could be taken over or not.
+    pub fn reloaded(&self, usable: Option<bool>) {
+        if let Some(usable) = usable {
+            let result = if usable { "ok" } else { "failed" };
+            self.reloads.get_or_create(&OfReload { result }).inc();
+        }
+        self.config_usable.set(i64::from(usable.unwrap_or(true)));
+    }
+
+    /// An endpoint is not there any more.
+    pub fn forget(&self, endpoint: &str) {
+        for family in [&self.in_sync, &self.partial, &self.up] {
+            family.remove(&of(endpoint));
+        }
+        self.unreadable.remove(&of(endpoint));
+        for kind in EVENT_KINDS {
+            self.events.remove(&OfEvent { endpoint: endpoint.to_owned(), kind });
+        }
+        for reason in Reason::ALL {
+            for family in [&self.clears, &self.suspends] {
+                family.remove(&OfClear { endpoint: endpoint.to_owned(), reason: reason.word() });
+            }
+        }
+        for result in REPLAY_RESULTS {
+            for family in [&self.replays, &self.proofs, &self.audits] {
+                family.remove(&OfReplay { endpoint: endpoint.to_owned(), result });
+            }
+        }
+        for state in Stream::<()>::STATES {
+            self.states.remove(&OfState { endpoint: endpoint.to_owned(), state });
+        }
+    }
+
     /// A sync reply was written.
     pub fn replied(&self, bytes: usize, sent: Sent) {
         self.replies.inc();
@@ -305,7 +369,6 @@ impl Metrics {
     /// Takes over what the state says of itself.
     pub fn look(&self, state: &State) {
         let (stats, table) = (state.index.stats(), state.index.table());
-        let set = |gauge: &Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         set(&self.blocks, stats.blocks);
         set(&self.orphans, stats.orphans);
         set(&self.opaque, stats.unmatchable);
@@ -314,7 +377,7 @@ impl Metrics {
         set(&self.entries, table.len());
         set(&self.pages, 1 << table.bits());
         set(&self.gateways, state.gateways.len());
-        for (slot, address) in state.fleet.addresses() {
+        for (slot, address) in state.fleet.names() {
             let up = state.fleet.health(slot) == Some(Health::Up);
             self.up.get_or_create(&of(address)).set(i64::from(up));
             self.in_sync.get_or_create(&of(address)).set(i64::from(state.fleet.events(slot)));
@@ -339,19 +402,10 @@ impl Metrics {
     }
 }
 
-fn of(endpoint: &str) -> OfEndpoint {
-    OfEndpoint { endpoint: endpoint.to_owned() }
+fn set(gauge: &Gauge, n: usize) {
+    gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
 }
 
-fn word(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Disconnected => "disconnected",
-        Reason::Gap => "gap",
-        Reason::Restarted => "restarted",
-        Reason::Unreachable => "unreachable",
-        Reason::Unproved => "unproved",
-        Reason::Slept => "slept",
-        Reason::Unreadable => "unreadable",
-        Reason::Silent => "silent",
-    }
+fn of(endpoint: &str) -> OfEndpoint {
+    OfEndpoint { endpoint: endpoint.to_owned() }
 }

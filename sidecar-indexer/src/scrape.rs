@@ -3,6 +3,9 @@
 use crate::app::App;
 use affinity::Slot;
 use affinity::fleet::Reported;
+use fnv::FnvBuildHasher;
+use reqwest::Client;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,32 +23,59 @@ pub struct Scrape {
 /// Longest metrics page read; engines' are some tens of KiB.
 const LIMIT: usize = 4 << 20;
 
-/// Reads the metrics that matter from a Prometheus text page. Several engines behind one page (data-parallel ranks)
-/// are added up; of their KV use the highest counts.
+/// What engines call a number, in order of preference: vLLM (KV use was renamed in 0.9.2; both names are there up to
+/// 0.11), SGLang, TensorRT-LLM's `trtllm-serve`.
+const RUNNING: [&str; 3] = ["vllm:num_requests_running", "sglang:num_running_reqs", "trtllm_num_requests_running"];
+const WAITING: [&str; 3] = ["vllm:num_requests_waiting", "sglang:num_queue_reqs", "trtllm_num_requests_waiting"];
+const USAGE: [&str; 4] =
+    ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage", "trtllm_kv_cache_utilization"];
+
+/// Reads the metrics that matter from a Prometheus text page. Of several engines behind one page (data-parallel ranks)
+/// the one named `engine` counts; without a name they are added up, and of their KV use the highest counts.
 #[must_use]
-pub fn parse(page: &str) -> Scrape {
-    let sum = |names: &[&str]| values(page, names).reduce(|a, b| a + b);
+pub fn parse(page: &str, engine: Option<u16>) -> Scrape {
+    let ours = |labels: &str| {
+        let rank = label(labels, "engine").or_else(|| label(labels, "dp_rank"));
+        // SGLang's tensor- and pipeline-parallel ranks each may tell of the same requests.
+        let first = |name| label(labels, name).is_none_or(|rank| rank == "0");
+        engine.is_none_or(|engine| rank.is_some_and(|rank| rank.parse() == Ok(engine)))
+            && first("tp_rank")
+            && first("pp_rank")
+    };
+    let values = |name: &'static str| {
+        let of = samples(page).filter(move |(n, labels, _)| *n == name && ours(labels));
+        of.map(|(_, _, value)| value).filter(|value| value.is_finite())
+    };
+    let sum = |names: &[&'static str]| names.iter().find_map(|name| values(name).reduce(|a, b| a + b));
     let count = |value: f64| value.clamp(0.0, f64::from(u32::MAX)) as u32;
-    let running = sum(&["vllm:num_requests_running"]);
-    let waiting = sum(&["vllm:num_requests_waiting"]);
-    // Renamed in vLLM 0.9.2; both are there up to 0.11.
-    let usage = ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"]
-        .iter()
-        .find_map(|name| values(page, &[name]).reduce(f64::max));
-    let reported = running.zip(waiting).zip(usage).map(|((running, waiting), usage)| Reported {
+    let usage = USAGE.iter().find_map(|name| values(name).reduce(f64::max));
+    let reported = sum(&RUNNING).zip(sum(&WAITING)).zip(usage).map(|((running, waiting), usage)| Reported {
         running: count(running),
         waiting: count(waiting),
         kv_usage: usage.clamp(0.0, 1.0) as f32,
     });
     let awake = samples(page)
-        .filter(|(name, labels, _)| *name == "vllm:engine_sleep_state" && labels.contains("sleep_state=\"awake\""))
+        .filter(|(name, labels, _)| {
+            *name == "vllm:engine_sleep_state" && label(labels, "sleep_state") == Some("awake") && ours(labels)
+        })
         .map(|(_, _, value)| value)
         .reduce(f64::max);
-    Scrape { reported, started: values(page, &["process_start_time_seconds"]).next(), asleep: awake == Some(0.0) }
+    let started = samples(page).find(|(name, _, value)| *name == "process_start_time_seconds" && value.is_finite());
+    Scrape { reported, started: started.map(|(_, _, value)| value), asleep: awake == Some(0.0) }
 }
 
-fn values<'a>(page: &'a str, names: &'a [&'a str]) -> impl Iterator<Item = f64> + 'a {
-    samples(page).filter(|(name, _, _)| names.contains(name)).map(|(_, _, value)| value).filter(|v| v.is_finite())
+/// A label's value, if it has nothing escaped in it.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    let mut from = labels;
+    loop {
+        let at = from.find(name)?;
+        let (before, rest) = from.split_at_checked(at)?;
+        let rest = rest.get(name.len()..)?;
+        match rest.strip_prefix("=\"") {
+            Some(value) if before.is_empty() || before.ends_with(',') => return value.split('"').next(),
+            _ => from = rest,
+        }
+    }
 }
 
 /// Name, labels and value of each sample. Label values may hold spaces and braces, and names a colon.
@@ -61,28 +91,29 @@ fn samples(page: &str) -> impl Iterator<Item = (&str, &str, f64)> {
     })
 }
 
-/// Reads an endpoint's metrics again and again.
-pub async fn follow(app: Arc<App>, slot: Slot, url: String, every: Duration) {
-    // An engine that answers slower than it is asked is asked less often, never twice at a time.
-    let client = reqwest::Client::builder().timeout(every.max(Duration::from_secs(1))).no_proxy().build();
-    let Ok(client) = client else { return };
-    let mut ticks = tokio::time::interval(every);
+/// Reads an engine's metrics again and again, for all its ranks: their slots, and what the page calls them.
+pub async fn follow(app: Arc<App>, client: Client, ranks: Vec<(Slot, Option<u16>)>, url: String, every: Duration) {
+    // Not all engines at once: each at a time of its own within the interval.
+    let phase = FnvBuildHasher::default().hash_one(&url) % u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(phase), every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // An engine that answers slower than it is asked is asked less often, never twice at a time.
+    let patience = every.max(Duration::from_secs(1));
     loop {
         ticks.tick().await;
-        let scrape = match read(&client, &url).await {
-            Ok(page) => Some(parse(&page)),
-            Err(error) => {
-                tracing::debug!(url, %error, "metrics cannot be read");
-                None
-            }
-        };
-        app.scraped(slot, scrape.as_ref(), Instant::now());
+        let page = read(&client, &url, patience).await;
+        if let Err(error) = &page {
+            tracing::debug!(url, %error, "metrics cannot be read");
+        }
+        for (slot, engine) in &ranks {
+            let scrape = page.as_ref().ok().map(|page| parse(page, *engine));
+            app.scraped(*slot, scrape.as_ref(), Instant::now());
+        }
     }
 }
 
-async fn read(client: &reqwest::Client, url: &str) -> anyhow::Result<String> {
-    let mut response = client.get(url).send().await?.error_for_status()?;
+async fn read(client: &Client, url: &str, patience: Duration) -> anyhow::Result<String> {
+    let mut response = client.get(url).timeout(patience).send().await?.error_for_status()?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         anyhow::ensure!(body.len() + chunk.len() <= LIMIT, "the page is above {LIMIT} bytes");
@@ -111,28 +142,65 @@ vllm:engine_sleep_state{engine="0",sleep_state="awake"} 1.0
 "#;
         let expected = Reported { running: 7, waiting: 2, kv_usage: 0.5 };
         let started = Some(1.795_157_024_34e9);
-        assert_eq!(parse(page), Scrape { reported: Some(expected), started, asleep: false });
+        assert_eq!(parse(page, None), Scrape { reported: Some(expected), started, asleep: false });
+        let zero = Reported { running: 3, waiting: 2, kv_usage: 0.25 };
+        assert_eq!(parse(page, Some(0)), Scrape { reported: Some(zero), started, asleep: false });
+        assert_eq!(parse(page, Some(1)).reported, None, "nothing is said of what waits there");
+        assert_eq!(parse(page, Some(2)), Scrape { reported: None, started, asleep: false });
+    }
+
+    #[test]
+    fn ranks_sleep_one_by_one() {
+        let state =
+            |engine, awake| format!("vllm:engine_sleep_state{{engine=\"{engine}\",sleep_state=\"awake\"}} {awake}\n");
+        let page = state(0, 1) + &state(1, 0);
+        assert_eq!([Some(0), Some(1), None].map(|engine| parse(&page, engine).asleep), [false, true, false]);
+    }
+
+    #[test]
+    fn other_engines_names_are_read() {
+        let sglang = r#"
+sglang:num_running_reqs{dp_rank="0",engine_type="unified",model_name="m",tp_rank="0"} 2.0
+sglang:num_running_reqs{dp_rank="0",engine_type="unified",model_name="m",tp_rank="1"} 2.0
+sglang:num_running_reqs{dp_rank="1",engine_type="unified",model_name="m",tp_rank="0"} 5.0
+sglang:num_queue_reqs{dp_rank="0",engine_type="unified",model_name="m",tp_rank="0"} 1.0
+sglang:num_queue_reqs{dp_rank="1",engine_type="unified",model_name="m",tp_rank="0"} 0.0
+sglang:token_usage{dp_rank="0",engine_type="unified",model_name="m",tp_rank="0"} 0.5
+sglang:token_usage{dp_rank="1",engine_type="unified",model_name="m",tp_rank="0"} 0.25
+"#;
+        assert_eq!(parse(sglang, None).reported, Some(Reported { running: 7, waiting: 1, kv_usage: 0.5 }));
+        assert_eq!(parse(sglang, Some(1)).reported, Some(Reported { running: 5, waiting: 0, kv_usage: 0.25 }));
+        let trtllm = "trtllm_num_requests_running{model_name=\"m\"} 1\ntrtllm_num_requests_waiting{model_name=\"m\"} 2\n\
+                      trtllm_kv_cache_utilization{model_name=\"m\"} 0.75\n";
+        assert_eq!(parse(trtllm, None).reported, Some(Reported { running: 1, waiting: 2, kv_usage: 0.75 }));
+    }
+
+    #[test]
+    fn labels_are_told_apart() {
+        let labels = r#"engine_type="unified",model_name="engine=",engine="12""#;
+        assert_eq!((label(labels, "engine"), label(labels, "type")), (Some("12"), None));
     }
 
     #[test]
     fn old_names_are_read_too() {
         let page = "vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:gpu_cache_usage_perc 0.75\n";
-        assert_eq!(parse(page).reported, Some(Reported { running: 1, waiting: 0, kv_usage: 0.75 }));
+        assert_eq!(parse(page, None).reported, Some(Reported { running: 1, waiting: 0, kv_usage: 0.75 }));
     }
 
     #[test]
     fn load_that_is_not_wholly_reported_is_unknown() {
-        assert_eq!(parse("vllm:num_requests_running 1\n").reported, None);
+        assert_eq!(parse("vllm:num_requests_running 1\n", None).reported, None);
         assert_eq!(
-            parse("vllm:num_requests_running NaN\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n").reported,
+            parse("vllm:num_requests_running NaN\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n", None)
+                .reported,
             None
         );
-        assert_eq!(parse(""), Scrape::default());
+        assert_eq!(parse("", None), Scrape::default());
     }
 
     #[test]
     fn a_sleeping_engine_is_seen() {
         let page = "vllm:engine_sleep_state{sleep_state=\"awake\"} 0.0\nvllm:engine_sleep_state{sleep_state=\"weights_offloaded\"} 1.0\n";
-        assert!(parse(page).asleep);
+        assert!(parse(page, None).asleep);
     }
 }

@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::models::Listed;
 use affinity::Slot;
 use anyhow::{Context, Result, ensure};
+use reqwest::Client;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
@@ -12,19 +13,23 @@ use tokio::time::MissedTickBehavior;
 const EVERY: Duration = Duration::from_secs(30);
 /// How soon one that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(5);
+/// An engine answers within this time.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer read, in bytes.
 const LIMIT: usize = 4 << 20;
 
-/// Asks an endpoint again and again.
-pub async fn follow(app: Arc<App>, slot: Slot, address: String, model: String) {
-    let client = reqwest::Client::builder().timeout(EVERY).no_proxy().build();
-    let Ok(client) = client else { return };
+/// Asks an endpoint again and again, and at once when it was started anew.
+pub async fn follow(app: Arc<App>, client: Client, slot: Slot, address: String, model: String) {
+    let Some(mut restarted) = app.retests(slot) else { return };
     let url = format!("http://{address}/v1/models");
     let mut told = false;
     let mut ticks = tokio::time::interval(RETRY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = restarted.changed() => if changed.is_err() { return },
+        }
         match ask(&client, &url).await {
             Ok(listed) => {
                 let names: Vec<String> = listed.names.iter().map(|(name, _)| name.clone()).collect();
@@ -44,8 +49,8 @@ pub async fn follow(app: Arc<App>, slot: Slot, address: String, model: String) {
     }
 }
 
-async fn ask(client: &reqwest::Client, url: &str) -> Result<Listed> {
-    let mut response = client.get(url).send().await?.error_for_status()?;
+async fn ask(client: &Client, url: &str) -> Result<Listed> {
+    let mut response = client.get(url).timeout(PATIENCE).send().await?.error_for_status()?;
     let mut answer = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         ensure!(answer.len() + chunk.len() <= LIMIT, "its answer is longer than {LIMIT} bytes");

@@ -1,12 +1,15 @@
 //! What a gateway is sent: the reply to its sync request, and when it is worth sending.
 
+use crate::endpoints::Wanted;
 use crate::fleet::Fleet;
 use crate::gateways::Gateways;
 use crate::index::Index;
 use crate::models::Models;
-use affinity::Stride;
+use crate::tokens::Vocabulary;
 use affinity::fleet;
 use affinity::sync::{End, Frame, Request, Versions, write_frame};
+use affinity::{Slot, Stride};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A reply is ended with more to come once it is this long: gateways write it to shared data in one go.
@@ -52,9 +55,29 @@ pub struct Sent {
 impl State {
     /// The state before anything happened.
     #[must_use]
-    pub fn new(index: Index, fleet: Fleet, models: Models, stride: Stride) -> Self {
-        let gateways = Gateways::new(fleet.addresses().count());
-        Self { index, fleet, gateways, models, stride }
+    pub fn new(index: Index, models: Models, stride: Stride) -> Self {
+        Self { index, fleet: Fleet::default(), gateways: Gateways::new(0), models, stride }
+    }
+
+    /// Starts with an empty index of another epoch, which voids all that gateways have of the table.
+    pub fn replace_index(&mut self, index: Index, stride: Stride) {
+        (self.index, self.stride) = (index, stride);
+        self.gateways.fleet_changed(true);
+    }
+
+    /// An endpoint comes into a slot that holds nothing.
+    pub fn enter(&mut self, slot: Slot, wanted: &Wanted, vocabulary: &Arc<Vocabulary>, ids: bool) {
+        self.index.add(slot, &wanted.model, vocabulary, ids);
+        self.index.settle();
+        self.fleet.enter(slot, wanted, self.index.table().version());
+    }
+
+    /// An endpoint is not there any more: nothing of it is kept.
+    pub fn leave(&mut self, slot: Slot) {
+        self.index.clear(slot);
+        self.index.settle();
+        self.fleet.leave(slot);
+        self.models.leave(slot);
     }
 
     /// Whether this gateway should be answered.
@@ -83,9 +106,10 @@ impl State {
         let (id, have) = (request.gateway, self.have(request));
         let table = self.index.table();
         let mut out = Vec::new();
-        let view = self.gateways.view(id);
+        let mut view = self.gateways.view(id);
         if view > have.fleet {
-            let endpoints = self.fleet.endpoints(now, |slot| self.gateways.remote(id, slot));
+            let remote = |slot| self.gateways.remote(id, slot);
+            let (endpoints, early) = self.fleet.endpoints(now, have.table, |model| self.models.number(model), remote);
             let page = fleet::Fleet {
                 epoch: table.epoch(),
                 table_bits: table.bits(),
@@ -94,6 +118,10 @@ impl State {
                 endpoints,
             };
             write_frame(&mut out, &Frame::Fleet(&page.encode()));
+            if early {
+                // Not all there is to say: the rest follows when the gateway has the table that goes with it.
+                view = have.fleet;
+            }
         }
         if have.profiles != self.models.version() {
             write_frame(&mut out, &Frame::Profiles(self.models.page()));
@@ -135,26 +163,53 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::events::{Attention, Event, Stored};
     use crate::index::Options;
-    use crate::tokens::Vocabulary;
+    use affinity::Tier;
     use affinity::page::PageView;
     use affinity::sync::{Load, read_frames};
-    use affinity::{Slot, Tier};
     use std::collections::BTreeMap;
-    use std::sync::Arc;
-
-    const CONFIG: &str = "
-models: [{name: tiny, tokenizer: tok}]
-endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
 
     fn state() -> State {
         let stride = Stride::new(8).unwrap();
-        let mut index = Index::new(Options { stride, max_blocks: 1 << 20, tiers: vec![Tier::Gpu] }, 77);
+        let index = Index::new(Options { stride, max_blocks: 1 << 20, tiers: vec![Tier::Gpu] }, 77);
+        let mut state = State::new(index, Models::new([], 0), stride);
+        enter(&mut state, 0, 8000);
+        state
+    }
+
+    fn enter(state: &mut State, slot: u16, port: u16) {
         let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}, "1": {"content": "y"}}});
-        index.add(Slot(0), "tiny", &Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap()), false);
-        State::new(index, Fleet::new(&Config::parse(CONFIG).unwrap()), Models::new([], 0), stride)
+        let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        state.enter(Slot(slot), &Wanted::bare(address, "tiny"), &vocabulary, false);
+        state.gateways.set_slots(usize::from(slot) + 1);
+        state.gateways.fleet_changed(true);
+    }
+
+    fn fleet_in(reply: &[u8]) -> Option<fleet::Fleet> {
+        read_frames(reply).find_map(|f| if let Frame::Fleet(page) = f { fleet::Fleet::decode(page) } else { None })
+    }
+
+    /// A gateway that still has pages of a slot's last owner must not read them as the new one's.
+    #[test]
+    fn who_gets_a_used_slot_has_no_events_before_the_table_is_had() {
+        let (mut state, now) = (state(), Instant::now());
+        state.fleet.set_events(Slot(0), true);
+        fill(&mut state, 10);
+        let (reply, old) = ask(&mut state, 1, Versions::default(), now);
+        assert!(fleet_in(&reply).unwrap().endpoints[0].events);
+        state.leave(Slot(0));
+        enter(&mut state, 0, 9000);
+        state.fleet.set_events(Slot(0), true);
+        let seen = |reply: &[u8]| fleet_in(reply).map(|f| (f.endpoints[0].address.clone(), f.endpoints[0].events));
+        let (reply, end) = ask(&mut state, 1, old.have, now);
+        assert_eq!(seen(&reply), Some(("127.0.0.1:9000".into(), false)));
+        let request = Request { gateway: 1, have: end.have, wait_ms: 0, loads: Vec::new() };
+        assert_eq!(state.pending(&request, now), Pending::News);
+        let (reply, end) = ask(&mut state, 1, end.have, now);
+        assert_eq!(seen(&reply), Some(("127.0.0.1:9000".into(), true)));
+        assert_eq!(fleet_in(&ask(&mut state, 1, end.have, now).0), None, "it is told once");
     }
 
     /// Stores `n` sequences of one block, which spell `n` different bytes.
@@ -172,6 +227,7 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
                 adapter: None,
                 salt: None,
                 readable: 1,
+                may_repeat: false,
             };
             state.index.apply(Slot(0), &Event::Stored(stored));
         }
@@ -255,8 +311,7 @@ endpoints: [{address: '127.0.0.1:8000', model: tiny}]";
         }
         assert_eq!(state.pending(&request, now), Pending::News);
         let (reply, _) = ask(&mut state, 1, end.have, now);
-        let Some(Frame::Fleet(page)) = read_frames(&reply).next() else { panic!("no fleet page") };
-        let fleet = fleet::Fleet::decode(page).unwrap();
+        let fleet = fleet_in(&reply).unwrap();
         assert_eq!((fleet.gateways, fleet.endpoints[0].remote_in_flight), (2, 3));
         assert_eq!(fleet.endpoints[0].health, fleet::Health::Down);
     }

@@ -169,6 +169,7 @@ fn stored(hashes: &[u64], tier: Tier) -> Stored<'_> {
         attention: Attention::Full,
         adapter: None,
         salt: None,
+        may_repeat: false,
     }
 }
 

@@ -9,34 +9,16 @@ pub use peers::POSITION;
 pub use store::Store;
 
 use crate::app::App;
+use crate::endpoints::Key;
 use crate::holdings::Holdings;
 use crate::stream::{Checkpoint, Position};
 use anyhow::{Context, Result, ensure};
 use peers::Peers;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::sync::Arc;
 
 /// Of the layout of snapshots; others are not read.
 const FORMAT: u8 = 1;
-
-/// Names an endpoint in logs and among indexers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Name {
-    /// Its address, `ip:port`.
-    pub address: String,
-    /// Its data-parallel rank, if it is one.
-    pub rank: Option<u16>,
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.rank {
-            Some(rank) => write!(f, "{}#{rank}", self.address),
-            None => f.write_str(&self.address),
-        }
-    }
-}
 
 /// An endpoint's holdings as of a place in its stream.
 #[derive(Debug)]
@@ -50,7 +32,7 @@ pub struct Offer {
 /// An [`Offer`] on its way: a byte that says the format, then this in msgpack.
 #[derive(Debug, Serialize, Deserialize)]
 struct Snapshot {
-    name: Name,
+    endpoint: String,
     next: u64,
     last: f64,
     partial: bool,
@@ -62,9 +44,9 @@ impl Offer {
     ///
     /// # Errors
     /// When the holdings cannot be written.
-    pub fn encode(self, name: Name) -> Result<Vec<u8>> {
+    pub fn encode(self, key: Key) -> Result<Vec<u8>> {
         let Checkpoint { position: Position { next, last }, partial } = self.checkpoint;
-        let snapshot = Snapshot { name, next, last, partial, holdings: self.holdings };
+        let snapshot = Snapshot { endpoint: key.to_string(), next, last, partial, holdings: self.holdings };
         let mut bytes = vec![FORMAT];
         rmp_serde::encode::write(&mut bytes, &snapshot)?;
         Ok(bytes)
@@ -74,10 +56,10 @@ impl Offer {
     ///
     /// # Errors
     /// When it is of another version, of another endpoint, or no snapshot.
-    pub fn decode(bytes: &[u8], name: &Name) -> Result<Self> {
+    pub fn decode(bytes: &[u8], key: Key) -> Result<Self> {
         let bytes = bytes.strip_prefix(&[FORMAT]).context("it is of another version of Warmpath")?;
         let snapshot: Snapshot = rmp_serde::from_slice(bytes).context("it cannot be read")?;
-        ensure!(snapshot.name == *name, "it is of {}", snapshot.name);
+        ensure!(snapshot.endpoint == key.to_string(), "it is of {}", snapshot.endpoint);
         let position = Position { next: snapshot.next, last: snapshot.last };
         ensure!(position.provable(), "its position {position:?} is none");
         Ok(Self { checkpoint: Checkpoint { position, partial: snapshot.partial }, holdings: snapshot.holdings })
@@ -109,15 +91,15 @@ impl Company {
 
     /// What others know of an endpoint: of the peers the one that is furthest, or else the store. Takes some seconds
     /// at most.
-    pub async fn seek(&self, name: &Name) -> Option<Offer> {
+    pub async fn seek(&self, key: Key) -> Option<Offer> {
         if let Some(peers) = &self.peers
-            && let Some(offer) = peers.ask(name).await
+            && let Some(offer) = peers.ask(key).await
         {
             self.app.metrics.sought("peer");
             return Some(offer);
         }
         if let Some(store) = &self.store {
-            match store.get(name).await {
+            match store.get(key).await {
                 Ok(Some(offer)) => {
                     self.app.metrics.sought("store");
                     return Some(offer);
@@ -125,7 +107,7 @@ impl Company {
                 Ok(None) => {}
                 Err(error) => {
                     self.app.metrics.store_failed();
-                    tracing::warn!(endpoint = %name, error = format!("{error:#}"), "the store has no use");
+                    tracing::warn!(endpoint = %key, error = format!("{error:#}"), "the store has no use");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Asking peers over HTTP.
 
-use super::{Name, Offer};
+use super::Offer;
+use crate::endpoints::Key;
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use reqwest::{Client, Response, Url};
@@ -36,20 +37,20 @@ impl Peers {
     }
 
     /// The snapshot of the peer that is furthest. We ourselves may be among them: then we say that we have none.
-    pub async fn ask(&self, name: &Name) -> Option<Offer> {
+    pub async fn ask(&self, key: Key) -> Option<Offer> {
         let urls = timeout(ANSWER, join_all(self.urls.iter().map(addresses))).await.ok()?;
         let mut urls: Vec<Url> = urls.into_iter().flatten().collect();
         urls.sort();
         urls.dedup();
         urls.truncate(MOST);
-        let answers = urls.iter().map(|url| async { timeout(ANSWER, self.first(url, name)).await.ok()?.ok()? });
+        let answers = urls.iter().map(|url| async { timeout(ANSWER, self.first(url, key)).await.ok()?.ok()? });
         let mut answers: Vec<(f64, Response)> = join_all(answers).await.into_iter().flatten().collect();
         // By the engine's clock: numbers of two processes cannot be compared.
         answers.sort_by(|a, b| b.0.total_cmp(&a.0));
         for (_, answer) in answers {
             let from = answer.url().clone();
             let _turn = self.turns.acquire().await.ok()?;
-            let offer = async { Offer::decode(&self.body(answer).await?, name) };
+            let offer = async { Offer::decode(&self.body(answer).await?, key) };
             match timeout(BODY, offer).await.map_err(anyhow::Error::from).and_then(|offer| offer) {
                 Ok(offer) => return Some(offer),
                 Err(error) => tracing::info!(%from, error = format!("{error:#}"), "a peer's snapshot is of no use"),
@@ -59,10 +60,10 @@ impl Peers {
     }
 
     /// What a peer says ahead of its snapshot; `None` if it has none.
-    async fn first(&self, peer: &Url, name: &Name) -> Result<Option<(f64, Response)>> {
+    async fn first(&self, peer: &Url, key: Key) -> Result<Option<(f64, Response)>> {
         let mut url = peer.join("/v1/snapshot")?;
-        url.query_pairs_mut().append_pair("endpoint", &name.address);
-        if let Some(rank) = name.rank {
+        url.query_pairs_mut().append_pair("endpoint", &key.address.to_string());
+        if let Some(rank) = key.rank {
             url.query_pairs_mut().append_pair("rank", &rank.to_string());
         }
         let answer = self.client.get(url).send().await?.error_for_status()?;

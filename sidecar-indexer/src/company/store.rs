@@ -1,8 +1,9 @@
 //! Checkpoints kept in Redis or Valkey, for fleets whose indexers have no stable peers. Nothing here is waited for by
 //! anything else: without the store, streams begin as they would alone.
 
-use super::{Name, Offer};
+use super::Offer;
 use crate::app::App;
+use crate::endpoints::Key;
 use anyhow::{Context, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Script};
@@ -66,30 +67,30 @@ impl Store {
     ///
     /// # Errors
     /// When the store does not answer, or what it has is of no use.
-    pub async fn get(&self, name: &Name) -> Result<Option<Offer>> {
+    pub async fn get(&self, key: Key) -> Result<Option<Offer>> {
         let mut connection = self.connection().await?;
-        let len = redis::cmd("HSTRLEN").arg(key(name)).arg("snapshot").query_async(&mut connection).await;
+        let len = redis::cmd("HSTRLEN").arg(place(key)).arg("snapshot").query_async(&mut connection).await;
         let len: usize = self.checked(len).await?;
         if len == 0 {
             return Ok(None);
         }
         anyhow::ensure!(len <= self.limit, "its snapshot is above {} bytes", self.limit);
-        let snapshot = redis::cmd("HGET").arg(key(name)).arg("snapshot").query_async(&mut connection).await;
+        let snapshot = redis::cmd("HGET").arg(place(key)).arg("snapshot").query_async(&mut connection).await;
         let snapshot: Option<Vec<u8>> = self.checked(snapshot).await?;
-        snapshot.map(|snapshot| Offer::decode(&snapshot, name)).transpose()
+        snapshot.map(|snapshot| Offer::decode(&snapshot, key)).transpose()
     }
 
     /// The engine's time of the checkpoint that is there.
-    async fn last(&self, name: &Name) -> Result<Option<f64>> {
+    async fn last(&self, key: Key) -> Result<Option<f64>> {
         let mut connection = self.connection().await?;
-        let last = redis::cmd("HGET").arg(key(name)).arg("last").query_async(&mut connection).await;
+        let last = redis::cmd("HGET").arg(place(key)).arg("last").query_async(&mut connection).await;
         self.checked(last).await
     }
 
     /// Keeps a checkpoint, unless a later one is there. Says whether it was kept.
-    async fn put(&self, name: &Name, last: f64, snapshot: &[u8]) -> Result<bool> {
+    async fn put(&self, key: Key, last: f64, snapshot: &[u8]) -> Result<bool> {
         let mut connection = self.connection().await?;
-        let mut put = self.put.key(key(name));
+        let mut put = self.put.key(place(key));
         put.arg(last).arg(snapshot).arg(LASTS.as_millis() as u64);
         let kept = put.invoke_async(&mut connection).await;
         self.checked(kept).await
@@ -97,22 +98,22 @@ impl Store {
 
     /// Keeps all streams' checkpoints, again and again, as far as they have changed.
     pub async fn follow(self: Arc<Self>, app: Arc<App>, every: Duration) {
-        let mut written: BTreeMap<Name, f64> = BTreeMap::new();
+        let mut written: BTreeMap<Key, f64> = BTreeMap::new();
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut well = true;
         loop {
             ticks.tick().await;
             let checkpoints = app.checkpoints();
-            written.retain(|name, _| checkpoints.iter().any(|(known, _)| known == name));
+            written.retain(|key, _| checkpoints.iter().any(|(known, _)| known == key));
             let mut result = Ok(());
-            for (name, last) in checkpoints {
+            for (key, last) in checkpoints {
                 // Others write the same streams. One of us is enough.
-                if written.get(&name).is_some_and(|written| *written >= last) {
+                if written.get(&key).is_some_and(|written| *written >= last) {
                     continue;
                 }
-                result = self.keep(&app, &name, last, every).await.map(|kept| {
-                    written.insert(name, kept);
+                result = self.keep(&app, key, last, every).await.map(|kept| {
+                    written.insert(key, kept);
                 });
                 if result.is_err() {
                     break;
@@ -134,26 +135,26 @@ impl Store {
     }
 
     /// Keeps one, unless one about as late is there. Gives the time of what is there then.
-    async fn keep(&self, app: &App, name: &Name, last: f64, every: Duration) -> Result<f64> {
-        if let Some(there) = self.last(name).await?
+    async fn keep(&self, app: &App, key: Key, last: f64, every: Duration) -> Result<f64> {
+        if let Some(there) = self.last(key).await?
             && there + every.as_secs_f64() / 2.0 > last
         {
             return Ok(there);
         }
-        let Some(offer) = app.snapshot(name) else { return Ok(last) };
+        let Some(offer) = app.snapshot(key) else { return Ok(last) };
         let last = offer.checkpoint.position.last;
-        let snapshot = offer.encode(name.clone())?;
+        let snapshot = offer.encode(key)?;
         if snapshot.len() > self.limit {
-            tracing::warn!(endpoint = %name, bytes = snapshot.len(), "a snapshot is too large for the store");
+            tracing::warn!(endpoint = %key, bytes = snapshot.len(), "a snapshot is too large for the store");
             return Ok(last);
         }
-        if self.put(name, last, &snapshot).await? {
+        if self.put(key, last, &snapshot).await? {
             app.metrics.stored(snapshot.len());
         }
         Ok(last)
     }
 }
 
-fn key(name: &Name) -> String {
-    format!("warmpath:{}:stream:{name}", super::FORMAT)
+fn place(key: Key) -> String {
+    format!("warmpath:{}:stream:{key}", super::FORMAT)
 }

@@ -17,7 +17,12 @@ fn the_example_is_valid_and_shows_the_defaults() {
     let plain: Model = serde_yaml_ng::from_str("{name: tiny, tokenizer: tok}").unwrap();
     let (name, tokenizer, aliases) = (model.name.clone(), model.tokenizer.clone(), model.aliases.clone());
     assert_eq!(model, Model { name, tokenizer, aliases, ..plain });
-    assert_eq!(endpoint.metrics_url().unwrap(), "http://10.0.0.11:8000/metrics");
+    let wanted = file::list(&example);
+    assert_eq!(wanted[0].metrics.as_deref(), Some("http://10.0.0.11:8000/metrics"));
+    assert!(matches!(&wanted[0].events, Wired::At(at) if at.events == "tcp://10.0.0.11:5557"));
+    let plain: Endpoint = serde_yaml_ng::from_str("{model: tiny}").unwrap();
+    let Endpoint { address, model, events, replay, .. } = endpoint.clone();
+    assert_eq!(endpoint, Endpoint { address, model, events, replay, ..plain });
     assert_eq!(endpoint.prefill_tokens_per_second, least.endpoints[0].prefill_tokens_per_second);
     (example.models, example.endpoints) = (least.models.clone(), least.endpoints.clone());
     assert_eq!(example, least);
@@ -48,6 +53,16 @@ fn values_out_of_range_are_refused_with_the_option() {
             "tokenizer: tok, default_chat_template_kwargs: {tokenize: true}}",
             "models[0].default_chat_template_kwargs: \"tokenize\"",
         ),
+        ("127.0.0.1:8000'", "127.0.0.1:8000', dns: 'a:1'", "endpoints[0]: address: give either"),
+        ("address: '127.0.0.1:8000', ", "", "endpoints[0]: address: give either"),
+        ("address: '127.0.0.1:8000'", "dns: engines", "endpoints[0]: dns: \"engines\" is not name:port"),
+        ("address: '127.0.0.1:8000'", "dns: 'e:1', events: 'tcp://e:2'", "write {ip} for the address's own IP"),
+        ("model: tiny}", "model: tiny, events: auto, replay: 'tcp://a:1'}", "endpoints[0]: replay"),
+        ("model: tiny}", "model: tiny, events: auto, data_parallel_ranks: 2}", "endpoints[0]: data_parallel_ranks"),
+        ("model: tiny}", "model: tiny, data_parallel_ranks: 0}", "endpoints[0]: data_parallel_ranks"),
+        ("model: tiny}", "model: tiny, data_parallel_ranks: 2, events: 'tcp://a:65535'}", "leaves no ports for 2"),
+        ("model: tiny}", "model: tiny, data_parallel_ranks: 2, events: 'ipc://x'}", "has no port"),
+        ("models:", "dns_interval_ms: 1\nmodels:", "dns_interval_ms"),
         ("127.0.0.1:8000", "127.0.0.1:0", "endpoints[0]: address: \"127.0.0.1:0\" has port 0"),
         ("127.0.0.1:8000", "127.0.0.1:08000", "write \"127.0.0.1:8000\""),
         ("127.0.0.1:8000", "[0::1]:8000", "write \"[::1]:8000\""),

@@ -171,3 +171,32 @@ pub enum Reason {
     /// The subscription says nothing of messages that the engine has published.
     Silent,
 }
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Disconnected,
+        Self::Gap,
+        Self::Restarted,
+        Self::Unreachable,
+        Self::Unproved,
+        Self::Slept,
+        Self::Unreadable,
+        Self::Silent,
+    ];
+
+    /// In a word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Disconnected => "disconnected",
+            Reason::Gap => "gap",
+            Reason::Restarted => "restarted",
+            Reason::Unreachable => "unreachable",
+            Reason::Unproved => "unproved",
+            Reason::Slept => "slept",
+            Reason::Unreadable => "unreadable",
+            Reason::Silent => "silent",
+        }
+    }
+}

@@ -7,10 +7,9 @@
 
 use super::wire::{Subscription, Wire};
 use crate::app::App;
-use crate::company::Name;
 use crate::events;
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -49,19 +48,28 @@ impl Wire for Dialled {
     }
 }
 
-/// Where calls are passed on to, by endpoint.
+/// Where calls are passed on to.
 #[derive(Default)]
 pub struct Switchboard {
-    lines: Mutex<BTreeMap<Name, mpsc::Sender<Dialled>>>,
+    lines: Mutex<Vec<Line>>,
     unknown: Mutex<BTreeSet<Bytes>>,
 }
 
+struct Line {
+    address: SocketAddr,
+    /// The rank as the engine's batches say it; `None`: it has one only.
+    rank: Option<u16>,
+    calls: mpsc::Sender<Dialled>,
+}
+
 impl Switchboard {
-    /// This endpoint's calls, from now on.
-    pub fn expect(&self, name: Name) -> mpsc::Receiver<Dialled> {
-        let (line, calls) = mpsc::channel(1);
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).insert(name, line);
-        calls
+    /// The calls of the endpoint at this address, from now on.
+    pub fn expect(&self, address: SocketAddr, rank: Option<u16>) -> mpsc::Receiver<Dialled> {
+        let (calls, received) = mpsc::channel(1);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|line| !line.calls.is_closed());
+        lines.push(Line { address, rank, calls });
+        received
     }
 
     /// Who sends under this topic, `kv@ADDRESS@MODEL`. Data-parallel ranks of one engine share it, and say in their
@@ -70,18 +78,19 @@ impl Switchboard {
         let topic = std::str::from_utf8(topic).ok()?;
         let address = topic.strip_prefix("kv@")?.split('@').next()?;
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let ours = |name: &Name| match name.rank {
+        let ours = |line: &&Line| match line.rank {
+            _ if line.calls.is_closed() => false,
             Some(ours) => rank == Some(u32::from(ours)),
             None => rank.is_none_or(|rank| rank == 0),
         };
-        let exact = lines.iter().find(|(name, _)| name.address == address && ours(name));
-        let found = exact.or_else(|| {
-            // Without a port an address will do if it is that of one endpoint only.
-            let host = |name: &Name| name.address.rsplit_once(':').is_some_and(|(host, _)| host == address);
-            let mut at_host = lines.iter().filter(|(name, _)| host(name) && ours(name));
-            at_host.next().filter(|_| at_host.next().is_none())
-        });
-        found.map(|(_, line)| line.clone())
+        let exact = || Some(lines.iter().filter(ours).find(|line| Ok(line.address) == address.parse())?.calls.clone());
+        // Without a port an address will do if it is that of one endpoint only.
+        let by_host = || {
+            let mut at_host = lines.iter().filter(ours).filter(|line| Ok(line.address.ip()) == address.parse());
+            let only = at_host.next().filter(|_| at_host.next().is_none())?;
+            Some(only.calls.clone())
+        };
+        exact().or_else(by_host)
     }
 
     /// Notes a topic that names no endpoint. Says whether it should be logged.
@@ -151,7 +160,7 @@ async fn connect(app: &App, board: &Switchboard, mut caller: TcpStream, from: So
         copy_bidirectional(&mut caller, &mut ours).await
     };
     let listen = async {
-        let mut subscription = Subscription::connect(&url, "").await?;
+        let mut subscription = Subscription::connect(&url).await?;
         let Some(first) = subscription.next().await else { return Ok(()) };
         let topic = first.get(0).cloned().unwrap_or_default();
         let rank = first.get(first.len().saturating_sub(1)).and_then(|payload| events::decode(payload).ok()?.rank);

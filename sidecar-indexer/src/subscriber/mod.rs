@@ -5,7 +5,8 @@ mod replay;
 mod wire;
 
 use crate::app::{App, Aside};
-use crate::company::{Company, Name, Offer};
+use crate::company::{Company, Offer};
+use crate::endpoints::Key;
 use crate::events::{Batch, DecodeError};
 use crate::stream::{Action, Input, Stream};
 use affinity::Slot;
@@ -28,7 +29,7 @@ pub struct Source {
     /// Names the endpoint in the index.
     pub slot: Slot,
     /// Names it in logs, metrics and company.
-    pub name: Name,
+    pub key: Key,
     /// Where its messages come from.
     pub events: Events,
     /// Where it replays, if it does.
@@ -37,13 +38,8 @@ pub struct Source {
 
 /// Who connects to whom.
 pub enum Events {
-    /// The engine listens; we subscribe to topics that begin so.
-    Connect {
-        /// Where.
-        url: String,
-        /// The beginning of the topics.
-        topic: String,
-    },
+    /// The engine listens there.
+    Connect(String),
     /// The engine dials in.
     Bound(mpsc::Receiver<Dialled>),
 }
@@ -60,13 +56,13 @@ pub struct Told {
 /// Follows an endpoint's events for ever, through every disconnect.
 pub async fn follow(app: Arc<App>, company: Arc<Company>, source: Source) {
     let Some(told) = app.told(source.slot) else { return };
-    let note = Note { app: app.clone(), endpoint: source.name.to_string() };
+    let note = Note { app: app.clone(), endpoint: source.key.to_string() };
     let (asking, replay) = (note.clone(), source.replay.clone());
     let ask = move |from, delay| Some(Replay::start(replay.clone()?, asking.clone(), from, delay));
     let mut follower = Follower {
         stream: Stream::new(source.replay.is_some(), company.exists()),
         slot: source.slot,
-        name: source.name,
+        key: source.key,
         note,
         told,
         app,
@@ -80,7 +76,7 @@ pub async fn follow(app: Arc<App>, company: Arc<Company>, source: Source) {
         audits: Audits::new(),
     };
     match source.events {
-        Events::Connect { url, topic } => follower.dial(&url, &topic).await,
+        Events::Connect(url) => follower.dial(&url).await,
         Events::Bound(dialled) => follower.await_calls(dialled).await,
     }
 }
@@ -111,7 +107,7 @@ struct Follower {
     app: Arc<App>,
     company: Arc<Company>,
     slot: Slot,
-    name: Name,
+    key: Key,
     note: Note,
     stream: Stream<Batch>,
     /// Holdings that are not in the index.
@@ -138,10 +134,10 @@ impl Drop for Seeking {
 
 impl Follower {
     /// Connects, again and again.
-    async fn dial(&mut self, url: &str, topic: &str) {
+    async fn dial(&mut self, url: &str) {
         let mut backoff = BACKOFF.0;
         loop {
-            match Subscription::connect(url, topic).await {
+            match Subscription::connect(url).await {
                 Ok(mut subscription) => {
                     let since = Instant::now();
                     self.listen(&mut subscription).await;
@@ -239,9 +235,9 @@ impl Follower {
     fn step(&mut self, input: Input<Batch>, live: bool) -> bool {
         let was_in_sync = self.stream.in_sync();
         let mut actions = self.stream.step(input);
-        if !self.app.act(self.slot, &self.name, &self.stream, &actions, &mut self.aside, live) {
+        if !self.app.act(self.slot, self.key, &self.stream, &actions, &mut self.aside, live) {
             actions = self.stream.step(Input::NotRestored);
-            let _ = self.app.act(self.slot, &self.name, &self.stream, &actions, &mut self.aside, live);
+            let _ = self.app.act(self.slot, self.key, &self.stream, &actions, &mut self.aside, live);
         }
         let mut keep = true;
         for action in &actions {
@@ -253,8 +249,8 @@ impl Follower {
                 }
                 Action::Seek => {
                     self.replay = None;
-                    let (company, name) = (self.company.clone(), self.name.clone());
-                    self.seeking = Some(Seeking(tokio::spawn(async move { company.seek(&name).await })));
+                    let (company, key) = (self.company.clone(), self.key);
+                    self.seeking = Some(Seeking(tokio::spawn(async move { company.seek(key).await })));
                 }
                 Action::Reconnect => keep = false,
                 _ => {}

@@ -29,11 +29,11 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Subscribes to the topics that begin with `topic`.
-    pub(super) async fn connect(url: &str, topic: &str) -> zeromq::ZmqResult<Self> {
+    /// Subscribes to all topics.
+    pub(super) async fn connect(url: &str) -> zeromq::ZmqResult<Self> {
         let mut socket = SubSocket::with_options(options());
         let monitor = socket.monitor();
-        socket.subscribe(topic).await?;
+        socket.subscribe("").await?;
         socket.connect(url).await?;
         Ok(Self { socket, monitor })
     }
