@@ -79,7 +79,7 @@ impl Composition {
 
     /// The text composed; `None`: it is already.
     pub fn compose(&self, text: &str) -> Option<String> {
-        if super::scan::highest(text.as_bytes()) < FROM_BYTE || self.is_composed(text) {
+        if affinity_scan::highest(text.as_bytes()) < FROM_BYTE || self.is_composed(text) {
             return None;
         }
         let (mut out, mut run) = (String::with_capacity(text.len()), Vec::new());

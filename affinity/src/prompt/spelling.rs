@@ -5,9 +5,9 @@
 
 use super::Unknown;
 use super::composition::Composition;
-use super::scan::any_place;
 use crate::order::sort_by_key;
 use crate::profile::{AddedToken, PrefixSpace, Spelling, SpellingStep};
+use affinity_scan::any_place;
 use std::borrow::Cow;
 use std::cell::Cell;
 

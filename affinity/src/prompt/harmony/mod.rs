@@ -15,7 +15,7 @@ mod tools;
 use super::Unknown;
 use super::conversation::{Content, Conversation, Message, Part, Tool};
 use super::json::Json;
-use super::scan::any_place;
+use affinity_scan::any_place;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 

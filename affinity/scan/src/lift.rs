@@ -5,7 +5,7 @@
 //! text has been replaced by a string that names it. One string takes the place of another, so whether the body is
 //! JSON of the right shape does not change. A body with anything unusual in it is left as it is.
 
-use super::scan::{BLOCK, copy_text, plain, simple_escape};
+use super::{BLOCK, copy_text, plain, simple_escape};
 use std::borrow::Cow;
 
 /// Begins the strings that name texts. No string of the body itself does: such a body is left as it is.
@@ -17,7 +17,8 @@ const FIELDS: [&[u8]; 3] = [b"content", b"text", b"prompt"];
 
 /// A body without its texts, and the texts.
 #[derive(Debug, Default)]
-pub(super) struct Lifted {
+pub struct Lifted {
+    /// JSON, with names in place of the texts.
     pub body: Vec<u8>,
     /// As they stood in the body: not yet known to be UTF-8.
     texts: Vec<u8>,
@@ -27,9 +28,10 @@ pub(super) struct Lifted {
 
 impl Lifted {
     /// `None`: the body is to be parsed as it is.
+    #[must_use]
     pub fn of(body: &[u8]) -> Option<Self> {
         let mut reader = Reader { body, at: 0, texts: vec![0; body.len() + BLOCK], end: 0 };
-        let (mut rest, mut ends, mut copied) = (Vec::with_capacity(1024), Vec::new(), 0);
+        let (mut rest, mut ends, mut copied) = (Vec::with_capacity(1024), Vec::with_capacity(32), 0);
         // Of the string before, if there was only a colon since.
         let mut field: &[u8] = b"";
         let mut colon = false;
@@ -63,6 +65,7 @@ impl Lifted {
     }
 
     /// The text that a parsed string names, or is; `None` if it is no UTF-8.
+    #[must_use]
     pub fn text<'a>(&'a self, string: Cow<'a, str>) -> Option<Cow<'a, str>> {
         let number = string.strip_prefix(TAG).and_then(|digits| usize::from_str_radix(digits, 16).ok());
         let Some(number) = number else { return Some(string) };

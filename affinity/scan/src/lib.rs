@@ -1,9 +1,18 @@
 //! Looking through long text, many bytes at a time: 16 with WebAssembly's SIMD, which every Envoy's V8 has; 8 elsewhere.
 //!
+//! A crate of its own, as it is compiled for speed and `affinity` for size (profile `wasm`): what goes over every byte
+//! of a body is here, what goes over its messages is not. Like `affinity`, it knows no host.
+//!
 //! Words are copied one by one: a copy of a whole block would be a call in WebAssembly.
 
+mod lift;
+mod needles;
+
+pub use lift::Lifted;
+pub use needles::Needles;
+
 /// Bytes that are copied and looked at together.
-pub(super) const BLOCK: usize = 16;
+const BLOCK: usize = 16;
 
 /// Copies the text of a JSON string, with its short escapes resolved, up to its quote, a `\u` escape, a wrong character,
 /// or to less than a block before an end. How many bytes were read, and how many written; behind these, `to` may be
@@ -12,7 +21,7 @@ pub(super) const BLOCK: usize = 16;
 /// Escapes are resolved here, within the loop: prompts have one every line, and leaving the loop for each took as long
 /// as all the copying.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
+fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
     let (mut read, mut written) = (0, 0);
     loop {
         let block = from.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>);
@@ -39,14 +48,14 @@ pub(super) fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
 
 /// How many bytes come before a quote, a backslash or a control character, or less than a block before the end.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn plain(text: &[u8]) -> usize {
+fn plain(text: &[u8]) -> usize {
     let blocks = text.as_chunks().0;
     let special = blocks.iter().enumerate().find_map(|(number, block)| Some((number, before_special(words(block))?)));
     special.map_or(blocks.len() * BLOCK, |(number, before)| number * BLOCK + before)
 }
 
 /// What a letter behind a backslash stands for; `u` stands for nothing by itself.
-pub(super) fn simple_escape(letter: u8) -> Option<u8> {
+fn simple_escape(letter: u8) -> Option<u8> {
     Some(match letter {
         b'n' => b'\n',
         b'"' | b'\\' | b'/' => letter,
@@ -60,7 +69,7 @@ pub(super) fn simple_escape(letter: u8) -> Option<u8> {
 
 /// Whether `found` is true of any place of a byte.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
+pub fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
     let here = |from: usize, bytes: &[u8]| (from..).zip(bytes).any(|(at, b)| *b == byte && found(at));
     let (blocks, last) = text.as_chunks::<BLOCK>();
     let (fours, others) = blocks.as_chunks();
@@ -80,7 +89,8 @@ pub(super) fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) ->
 
 /// The highest byte of a text, 0 if it is empty.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn highest(text: &[u8]) -> u8 {
+#[must_use]
+pub fn highest(text: &[u8]) -> u8 {
     text.iter().fold(0, |highest, byte| highest.max(*byte))
 }
 
