@@ -15,6 +15,7 @@ pub mod conformance;
 pub mod harness;
 pub mod index_bench;
 pub mod load;
+pub mod residency;
 pub mod sim;
 pub mod vllm;
 pub mod vocabularies;

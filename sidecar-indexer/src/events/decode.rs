@@ -345,7 +345,11 @@ fn list<'a, T>(
 }
 
 /// A block hash as 64 bits: a number in two's complement, or the last 8 bytes, big-endian.
+#[inline]
 fn hash(reader: &mut Reader<'_>) -> Result<Field<u64>, Malformed> {
+    if let Some(n) = reader.unsigned() {
+        return Ok(Field::Is(n));
+    }
     Ok(match reader.value()? {
         Value::Unsigned(n) => Field::Is(n),
         Value::Negative(n) => Field::Is(n.cast_unsigned()),
@@ -361,6 +365,9 @@ fn hash(reader: &mut Reader<'_>) -> Result<Field<u64>, Malformed> {
 /// A token id; from engines with speculative heads a pair of which the first is the token.
 #[inline]
 fn token(reader: &mut Reader<'_>) -> Result<Field<u32>, Malformed> {
+    if let Some(n) = reader.unsigned() {
+        return Ok(u32::try_from(n).map_or(Field::Unreadable, Field::Is));
+    }
     match reader.value()? {
         Value::List(n @ 1..) => {
             let first = small(reader)?;

@@ -19,7 +19,6 @@ pub struct Indexer {
     /// Where it serves gateways and its metrics.
     pub address: SocketAddr,
     config: Value,
-    /// Where that lies.
     file: PathBuf,
     client: Client,
 }
@@ -67,7 +66,7 @@ impl Indexer {
         self.ready().await
     }
 
-    /// Puts other values for these keys into its configuration file, which it reads again while it runs.
+    /// Replaces keys of its configuration in its file while it runs, as an editor would.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -75,7 +74,23 @@ impl Indexer {
         if let (Some(config), Some(change)) = (self.config.as_object_mut(), change.as_object()) {
             config.extend(change.clone());
         }
-        Ok(fs::write(&self.file, self.config.to_string())?)
+        self.rewrite(&self.config.to_string())
+    }
+
+    /// Replaces the text of its configuration file, whole at once.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn rewrite(&self, text: &str) -> Result<()> {
+        let new = self.file.with_extension("new");
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, &self.file)?)
+    }
+
+    /// The configuration that it was last given.
+    #[must_use]
+    pub fn configured(&self) -> &Value {
+        &self.config
     }
 
     fn spawn(config: &Value) -> Result<(Process, PathBuf)> {
@@ -84,8 +99,8 @@ impl Indexer {
         let path: PathBuf = directory.join("indexer.yaml");
         // JSON is YAML, too. Numbers that keep how they were written have no other serialisation.
         fs::write(&path, config.to_string())?;
-        let args = vec!["run".into(), "--config".into(), path.clone().into()];
-        Ok((Process::start("indexer", &program, args, directory)?, path))
+        let arguments = vec!["run".into(), "--config".into(), path.clone().into()];
+        Ok((Process::start("indexer", &program, arguments, directory)?, path))
     }
 
     async fn ready(&mut self) -> Result<()> {
