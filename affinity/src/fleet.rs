@@ -3,6 +3,8 @@
 use crate::fingerprint::Stride;
 use crate::units::Slot;
 use crate::wire::{Reader, Write};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 const VERSION: u8 = 3;
 
@@ -48,6 +50,17 @@ pub struct Endpoint {
     pub remote_queued_tokens: u32,
 }
 
+impl Endpoint {
+    /// Tells it from all others, ranks included, in every gateway; for people, too.
+    #[must_use]
+    pub fn name(&self) -> Cow<'_, str> {
+        match self.rank {
+            Some(rank) => Cow::Owned(format!("{}#{rank}", self.address)),
+            None => Cow::Borrowed(&self.address),
+        }
+    }
+}
+
 /// Whether an endpoint may be chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -72,6 +85,18 @@ pub struct Reported {
 }
 
 impl Fleet {
+    /// Ranks below this are there at every address, so that a request for one of them is valid wherever a retry takes it.
+    /// An engine answers a rank that it does not have with an error, which no retry mends.
+    #[must_use]
+    pub fn common_ranks(&self) -> u16 {
+        let mut ranks: BTreeMap<&str, BTreeSet<u16>> = BTreeMap::new();
+        for endpoint in &self.endpoints {
+            ranks.entry(&endpoint.address).or_default().extend(endpoint.rank);
+        }
+        let missing = |ranks: &BTreeSet<u16>| (0..u16::MAX).find(|rank| !ranks.contains(rank)).unwrap_or(u16::MAX);
+        ranks.values().map(missing).min().unwrap_or(0)
+    }
+
     /// The bytes of the fleet page.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -163,6 +188,21 @@ mod tests {
     #[test]
     fn a_page_survives_the_round_trip() {
         assert_eq!(Fleet::decode(&fleet().encode()), Some(fleet()));
+    }
+
+    #[test]
+    fn ranks_are_common_if_every_address_has_them() {
+        let endpoint = |address: &str, rank| Endpoint { address: address.into(), rank, ..fleet().endpoints[0].clone() };
+        let common = |endpoints: &[(&str, Option<u16>)]| {
+            let endpoints = endpoints.iter().map(|(address, rank)| endpoint(address, *rank)).collect();
+            Fleet { endpoints, ..fleet() }.common_ranks()
+        };
+        assert_eq!(common(&[]), 0);
+        assert_eq!(common(&[("a", Some(0)), ("a", Some(1)), ("b", Some(1)), ("b", Some(0))]), 2);
+        assert_eq!(common(&[("a", Some(0)), ("a", Some(1)), ("b", Some(0))]), 1);
+        assert_eq!(common(&[("a", Some(0)), ("a", Some(1)), ("b", None)]), 0);
+        assert_eq!(common(&[("a", Some(0)), ("a", Some(2))]), 1);
+        assert_eq!(endpoint("a:1", Some(2)).name(), "a:1#2");
     }
 
     proptest! {

@@ -33,6 +33,8 @@ const BYTES_PER_TOKEN: f64 = 4.0;
 pub struct Decision {
     /// The value of the routing header: the endpoint, and those that retries walk to.
     pub header: String,
+    /// Which data-parallel rank there is meant.
+    pub rank: Option<u16>,
     /// The request's share of the endpoint's load.
     pub charge: Charge,
     /// What the filter would send to other gateways.
@@ -149,8 +151,16 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     let choice = place(engines, prompt, &hits, fleet_load, inputs.chance, |slot| read.of(slot))?;
 
     let slot = *choice.slots.first()?;
-    let names = choice.slots.iter().filter_map(|s| known.endpoint(*s)).map(|e| e.address.as_str());
-    let header = names.collect::<Vec<_>>().join(",");
+    let mut hosts: Vec<&str> = Vec::with_capacity(choice.slots.len());
+    for endpoint in choice.slots.iter().filter_map(|s| known.endpoint(*s)) {
+        // Ranks share their host, and a retry should not go to the same one again.
+        if !hosts.contains(&endpoint.address.as_str()) {
+            hosts.push(&endpoint.address);
+        }
+    }
+    let header = hosts.join(",");
+    // A retry carries the same rank to another host. Where not every host has it, the engine chooses for itself.
+    let rank = known.endpoint(slot).and_then(|e| e.rank).filter(|rank| *rank < known.common_ranks);
     let missing = Tokens(prompt.tokens.0.saturating_sub(choice.hit.0));
     let queued = read.of(slot).queued_tokens;
     let charge = loads.charge(slot, missing);
@@ -178,7 +188,7 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     let table_tokens = held.max().unwrap_or_default();
     let explanation =
         Explanation { choice, table_fresh, unknown, prompt_tokens: prompt.tokens, table_tokens, matches, predicted };
-    Some(Decision { header, charge, placement, explanation })
+    Some(Decision { header, rank, charge, placement, explanation })
 }
 
 /// Loads, all gateways together, each read once.

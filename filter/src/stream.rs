@@ -13,8 +13,12 @@ use std::rc::Rc;
 
 /// The header that override_host reads: `ip:port[,ip:port...]`.
 pub const ROUTING_HEADER: &str = "x-gateway-destination-endpoint";
-/// Filter state that carries the same value where headers cannot be set any more (hold by buffer).
+/// The header by which vLLM lets a request choose a data-parallel rank.
+pub const RANK_HEADER: &str = "x-data-parallel-rank";
+/// Filter state that carries the same values where headers cannot be set any more (hold by buffer).
 pub const FILTER_STATE: &str = "warmpath.endpoint";
+/// As above, for the rank.
+pub const RANK_STATE: &str = "warmpath.rank";
 /// A request that carries this header is answered with `x-warmpath-*` headers.
 const DEBUG_HEADER: &str = "x-warmpath-debug";
 
@@ -79,6 +83,8 @@ pub struct Stream {
     /// Whether the client asked for an explanation.
     explain: bool,
     explanation: Option<Explanation>,
+    /// The rank that the request was told to go to.
+    rank: Option<u16>,
     /// Released when the stream is dropped.
     charge: Option<Charge>,
     /// Pieces of the answer's body seen so far.
@@ -94,6 +100,7 @@ impl Stream {
             phase: Phase::Passing,
             explain: false,
             explanation: None,
+            rank: None,
             charge: None,
             pieces: 0,
         }
@@ -103,12 +110,13 @@ impl Stream {
     fn decide(&mut self, body: &[u8], whole: bool) {
         self.phase = Phase::Passing;
         let Some(api) = self.api else { return };
-        if let Some(Decision { header, charge, explanation, .. }) = self.plugin.decide(api, body, whole) {
-            let told = match self.plugin.config.hold {
-                Hold::Pause => host::set_header(Headers::Request, ROUTING_HEADER, &header),
-                Hold::Buffer => host::set_filter_state(FILTER_STATE, &header),
+        if let Some(Decision { header, rank, charge, explanation, .. }) = self.plugin.decide(api, body, whole) {
+            let tell = |name: &str, state: &str, value: &str| match self.plugin.config.hold {
+                Hold::Pause => host::set_header(Headers::Request, name, value),
+                Hold::Buffer => host::set_filter_state(state, value),
             };
-            if told {
+            if tell(ROUTING_HEADER, FILTER_STATE, &header) {
+                self.rank = rank.filter(|rank| tell(RANK_HEADER, RANK_STATE, &rank.to_string()));
                 self.charge = Some(charge);
                 self.explanation = Some(explanation);
             }
@@ -147,8 +155,12 @@ impl Stream {
     fn settle(&mut self) {
         let Some(address) = host::property("upstream\0address").and_then(|a| String::from_utf8(a).ok()) else { return };
         let known = self.plugin.known();
-        let Some(slot) = known.at(&address) else { return };
-        if self.charge.as_ref().is_none_or(|c| c.slot() != slot) {
+        let charged = self.charge.as_ref().and_then(|charge| known.endpoint(charge.slot()));
+        if charged.is_some_and(|endpoint| endpoint.address == address) {
+            return;
+        }
+        let load = |slot| self.plugin.loads.of(slot).in_flight;
+        if let Some(slot) = known.at(&address, self.rank, load) {
             self.charge = None;
             self.charge = Some(self.plugin.loads.charge(slot, Tokens(0)));
         }
@@ -170,7 +182,7 @@ impl Stream {
             return;
         };
         let known = self.plugin.known();
-        let address = |slot: Slot| known.endpoint(slot).map_or_else(String::new, |e| e.address.clone());
+        let address = |slot: Slot| known.endpoint(slot).map_or_else(String::new, |e| e.name().into_owned());
         let chosen = e.choice.slots.first().map(|s| address(*s)).unwrap_or_default();
         set("x-warmpath-decision", e.choice.reason.as_str());
         set("x-warmpath-endpoint", &chosen);
@@ -190,8 +202,9 @@ impl Context for Stream {}
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, end: bool) -> Action {
-        // A client must not steer.
+        // A client must not steer, neither to a host nor to a rank.
         host::remove_header(Headers::Request, ROUTING_HEADER);
+        host::remove_header(Headers::Request, RANK_HEADER);
         if end {
             return Action::Continue;
         }

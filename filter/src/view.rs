@@ -85,6 +85,8 @@ pub struct Known {
     pub fleet: Option<Fleet>,
     /// Endpoints that may be chosen, by model; the last list holds those that serve any.
     pub engines: Vec<Vec<Engine>>,
+    /// Ranks below this may be named in a request ([`Fleet::common_ranks`]).
+    pub common_ranks: u16,
     /// Prompt profiles; `None` before the first sync.
     pub prompts: Option<Prompts>,
     seen_fleet: u64,
@@ -103,9 +105,12 @@ impl Known {
         endpoints.binary_search_by_key(&slot, |e| e.slot).ok().and_then(|at| endpoints.get(at))
     }
 
-    /// The endpoint at an address.
-    pub fn at(&self, address: &str) -> Option<Slot> {
-        self.fleet.as_ref()?.endpoints.iter().find(|e| e.address == address).map(|e| e.slot)
+    /// The endpoint that serves a request at an address: the rank that the request names, or one of those there are, of
+    /// which the engine takes the one with the least to do.
+    pub fn at(&self, address: &str, rank: Option<u16>, load: impl Fn(Slot) -> u64) -> Option<Slot> {
+        let here = || self.fleet.iter().flat_map(|f| &f.endpoints).filter(|e| e.address == address);
+        let named = rank.and_then(|rank| here().find(|e| e.rank == Some(rank)));
+        named.or_else(|| here().min_by_key(|e| load(e.slot))).map(|e| e.slot)
     }
 
     /// Endpoints that may be chosen for a model; for an unknown model, all that serve any.
@@ -142,6 +147,7 @@ impl View {
             if let Some(page) = host::read_shared(&keys.fleet).and_then(|bytes| Fleet::decode(&bytes)) {
                 let models = known.prompts.as_ref().map_or(0, |p| p.len());
                 known.engines = engines_by_model(&page, models);
+                known.common_ranks = page.common_ranks();
                 for endpoint in &page.endpoints {
                     loads.know(endpoint.slot);
                 }
@@ -163,7 +169,7 @@ fn read_prompts(keys: &Keys) -> Option<Prompts> {
 fn engines_by_model(fleet: &Fleet, models: usize) -> Vec<Vec<Engine>> {
     let engine = |e: &Endpoint| Engine {
         slot: e.slot,
-        seed: engine_seed(&e.address),
+        seed: engine_seed(&e.name()),
         prefill_rate: f64::from(e.prefill_rate).max(1.0),
         kv_usage: e.reported.map(|r| f64::from(r.kv_usage)),
     };

@@ -49,8 +49,6 @@ pub struct Change {
     pub load: bool,
     /// The event stream may be that of another process, or dead: make it anew.
     pub reconnect: bool,
-    /// The engine went to sleep, which empties its cache: it tells of that only once it is awake.
-    pub slept: bool,
 }
 
 impl Fleet {
@@ -120,7 +118,7 @@ impl Fleet {
     pub fn scraped(&mut self, slot: Slot, scrape: Option<&Scrape>, now: Instant) -> Change {
         let Some(member) = self.members.get_mut(&slot) else { return Change::default() };
         let (health, load) = (member.health(), member.load(now));
-        let (mut reconnect, mut slept) = (false, false);
+        let mut reconnect = false;
         match scrape {
             None => {
                 member.failures = member.failures.saturating_add(1);
@@ -132,12 +130,11 @@ impl Fleet {
                 reconnect |= member.started.is_some() && scrape.started.is_some() && member.started != scrape.started;
                 member.started = scrape.started.or(member.started);
                 member.failures = 0;
-                slept = scrape.asleep && !member.asleep;
                 member.asleep = scrape.asleep;
                 member.reported = scrape.reported.map(|reported| (reported, now));
             }
         }
-        Change { status: health != member.health(), load: load != member.load(now), reconnect, slept }
+        Change { status: health != member.health(), load: load != member.load(now), reconnect }
     }
 
     /// An endpoint's health.
@@ -253,10 +250,8 @@ mod tests {
     fn a_sleeping_engine_is_not_chosen() {
         let (mut fleet, now) = fleet();
         let asleep = Scrape { asleep: true, ..scrape(1.0) };
-        let change = fleet.scraped(SLOT, Some(&asleep), now);
-        assert!(change.status && change.slept);
+        assert!(fleet.scraped(SLOT, Some(&asleep), now).status);
         assert_eq!(fleet.health(SLOT), Some(Health::Draining));
-        assert!(!fleet.scraped(SLOT, Some(&asleep), now).slept, "it fell asleep once");
     }
 
     #[test]

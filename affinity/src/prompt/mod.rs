@@ -17,14 +17,11 @@ mod harmony;
 mod jinja;
 mod json;
 mod json_text;
-mod lift;
 mod messages;
 mod mistral;
-mod needles;
 #[cfg(test)]
 mod recorded;
 mod responses;
-mod scan;
 mod skeleton;
 pub mod spelling;
 mod templates;
@@ -34,11 +31,11 @@ mod turns;
 
 use crate::fingerprint::{Fingerprint, root};
 use crate::profile::{Profile, Profiles, Renderer, SELF_TEST};
+use affinity_scan::Lifted;
 use body::{Asked as Prompt, Body};
 use conversation::{Conversation, Envelope};
 pub use jinja::takes_parts;
 use jinja::time::LocalTime;
-use lift::Lifted;
 use mistral::Mistral;
 use spelling::Speller;
 use std::borrow::Cow;

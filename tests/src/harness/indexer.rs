@@ -19,6 +19,7 @@ pub struct Indexer {
     /// Where it serves gateways and its metrics.
     pub address: SocketAddr,
     config: Value,
+    file: PathBuf,
     client: Client,
 }
 
@@ -49,8 +50,8 @@ impl Indexer {
         if let Some(config) = config.as_object_mut() {
             config.insert("listen".into(), json!(address));
         }
-        let process = Self::spawn(&config)?;
-        let mut indexer = Self { process, address, config, client: Client::new()? };
+        let (process, file) = Self::spawn(&config)?;
+        let mut indexer = Self { process, address, config, file, client: Client::new()? };
         indexer.ready().await?;
         Ok(indexer)
     }
@@ -61,17 +62,45 @@ impl Indexer {
     /// As [`Self::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = Self::spawn(&self.config)?;
+        (self.process, self.file) = Self::spawn(&self.config)?;
         self.ready().await
     }
 
-    fn spawn(config: &Value) -> Result<Process> {
+    /// Replaces keys of its configuration in its file while it runs, as an editor would.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn reconfigure(&mut self, change: &Value) -> Result<()> {
+        if let (Some(config), Some(change)) = (self.config.as_object_mut(), change.as_object()) {
+            config.extend(change.clone());
+        }
+        self.rewrite(&self.config.to_string())
+    }
+
+    /// Replaces the text of its configuration file, whole at once.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn rewrite(&self, text: &str) -> Result<()> {
+        let new = self.file.with_extension("new");
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, &self.file)?)
+    }
+
+    /// The configuration that it was last given.
+    #[must_use]
+    pub fn configured(&self) -> &Value {
+        &self.config
+    }
+
+    fn spawn(config: &Value) -> Result<(Process, PathBuf)> {
         let program = paths::program("warmpath-indexer", "warmpath-indexer")?;
         let directory = Process::directory("indexer")?;
         let path: PathBuf = directory.join("indexer.yaml");
         // JSON is YAML, too. Numbers that keep how they were written have no other serialisation.
         fs::write(&path, config.to_string())?;
-        Process::start("indexer", &program, vec!["run".into(), "--config".into(), path.into()], directory)
+        let arguments = vec!["run".into(), "--config".into(), path.clone().into()];
+        Ok((Process::start("indexer", &program, arguments, directory)?, path))
     }
 
     async fn ready(&mut self) -> Result<()> {

@@ -26,6 +26,10 @@ pub struct Config {
     /// Port of the ZeroMQ ROUTER socket that replays KV events; 0 picks a free one
     #[arg(long, default_value_t = 0)]
     pub replay_port: u16,
+    /// Data-parallel ranks behind the HTTP API, each with a cache and events of its own. The ports above are rank 0's; the
+    /// others get free ones, which /kv_event_sources tells
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub data_parallel_size: u16,
     /// Name of the served model
     #[arg(long, default_value = "tiny")]
     pub model: String,

@@ -234,7 +234,7 @@ impl Engine {
     }
 
     /// Text of /metrics.
-    pub fn metrics(&self, model: &str) -> String {
+    pub fn metrics(&self, model: &str, rank: usize) -> String {
         let state = self.lock();
         let pool = state.scheduler.pool();
         let gauges = Gauges {
@@ -244,7 +244,7 @@ impl Engine {
             block_size: self.limits.block_size,
             blocks: self.limits.blocks,
         };
-        state.counters.render(model, &gauges)
+        state.counters.render(model, rank, &gauges)
     }
 
     async fn run(self) {

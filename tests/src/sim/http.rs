@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body as HttpBody;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,13 +23,18 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::cache::Namespace;
 use super::engine::{Engine, Origin};
 use super::openai::{Api, Body, Input, Refusal, Reply, Usage};
+use super::ranks::{self, Rank};
 use super::scheduler::{Job, Progress};
 use super::tokenizer::{Generation, Tokenizer};
 
 /// What the handlers share.
 pub struct App {
-    /// The engine behind the API.
+    /// The engine behind the API; rank 0 of several.
     pub engine: Engine,
+    /// All data-parallel ranks.
+    pub ranks: Vec<Rank>,
+    /// Where they publish, as vLLM tells it.
+    pub sources: Value,
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     /// Name of the model.
@@ -62,10 +67,12 @@ pub fn router(app: App, port: u16, scale_out: bool) -> Router {
         .route("/ping", get(health).post(health))
         .route("/version", get(async || Json(json!({"version": "0.32.0"}))))
         .route("/metrics", get(metrics))
+        .route("/kv_event_sources", get(async |State(app): Shared| Json(app.sources.clone())))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/reset_prefix_cache", post(reset))
         .route("/sim/stats", get(stats))
+        .route("/sim/stats/{rank}", get(stats_of_rank))
         .route("/sim/config", get(control).post(set_control))
         .fallback(async || (StatusCode::NOT_FOUND, Json(json!({"detail": "Not Found"}))))
         .method_not_allowed_fallback(async || {
@@ -114,15 +121,23 @@ async fn health(State(app): Shared) -> StatusCode {
 
 async fn metrics(State(app): Shared) -> impl IntoResponse {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (kind, app.engine.metrics(&app.model))
+    let pages = app.ranks.iter().enumerate().map(|(number, rank)| rank.engine.metrics(&app.model, number));
+    (kind, pages.collect::<String>())
 }
 
 async fn reset(State(app): Shared) -> Json<Value> {
-    Json(json!({"success": app.engine.reset_cache()}))
+    let all = app.ranks.iter().fold(true, |all, rank| rank.engine.reset_cache() && all);
+    Json(json!({"success": all}))
 }
 
 async fn stats(State(app): Shared) -> Response {
     Json(app.engine.stats()).into_response()
+}
+
+async fn stats_of_rank(State(app): Shared, Path(rank): Path<usize>) -> Response {
+    app.ranks
+        .get(rank)
+        .map_or_else(|| StatusCode::NOT_FOUND.into_response(), |r| Json(r.engine.stats()).into_response())
 }
 
 async fn control(State(app): Shared) -> Response {
@@ -135,7 +150,9 @@ async fn set_control(State(app): Shared, body: Bytes) -> Response {
         .and_then(|changes| app.engine.control().changed(&changes));
     match changed {
         Ok(changed) => {
-            app.engine.set_control(changed);
+            for rank in &app.ranks {
+                rank.engine.set_control(changed.clone());
+            }
             Json(app.engine.control()).into_response()
         }
         Err(error) => Refusal::bad(format!("{error:#}")).into_response(),
@@ -278,6 +295,7 @@ async fn serve(app: &App, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<
         return Err(Refusal { status, message: "failing on request of /sim/config".into() });
     }
     app.engine.unless_hanging().await;
+    let (rank, engine) = ranks::choose(&app.ranks, headers)?;
     let body = Body::read(body)?;
     let namespace = app.namespace(&body)?;
     let (per_prompt, max_tokens) = (body.choices()?, body.max_tokens()?);
@@ -311,7 +329,7 @@ async fn serve(app: &App, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<
                 namespace: namespace.clone(),
                 session: session.clone(),
             };
-            app.engine.submit(job, origin.clone(), texts.len(), sender.clone());
+            engine.submit(job, origin.clone(), texts.len(), sender.clone());
             texts.push(text);
         }
     }
@@ -319,7 +337,9 @@ async fn serve(app: &App, api: Api, headers: &HeaderMap, body: &[u8]) -> Result<
     let reply = Reply { api, id, created: unix_seconds(), model };
     let open = texts.len();
     let pending = Pending { reply, texts, usage, open, tokens, per_prompt };
-    if streamed { Ok(stream_reply(pending, include_usage)) } else { whole_reply(pending).await }
+    let mut response = if streamed { stream_reply(pending, include_usage) } else { whole_reply(pending).await? };
+    response.headers_mut().insert("x-engine-rank", HeaderValue::from(rank));
+    Ok(response)
 }
 
 async fn whole_reply(mut pending: Pending) -> Result<Response, Refusal> {

@@ -73,10 +73,10 @@ impl Counters {
         }
     }
 
-    /// The exposition text for one engine that serves `model`.
-    pub fn render(&self, model: &str, gauges: &Gauges) -> String {
+    /// The exposition text for one engine, or one data-parallel rank, that serves `model`.
+    pub fn render(&self, model: &str, rank: usize, gauges: &Gauges) -> String {
         let mut text = String::new();
-        let labels = format!("engine=\"0\",model_name=\"{model}\"");
+        let labels = format!("engine=\"{rank}\",model_name=\"{model}\"");
         head(
             &mut text,
             "process_start_time_seconds",
@@ -115,7 +115,7 @@ impl Counters {
         let name = "vllm:request_success_total";
         head(&mut text, name, "counter", "Count of successfully processed requests.");
         for (reason, value) in [("stop", 0), ("length", self.finished), ("abort", self.aborted), ("error", 0)] {
-            let labels = format!("engine=\"0\",finished_reason=\"{reason}\",model_name=\"{model}\"");
+            let labels = format!("engine=\"{rank}\",finished_reason=\"{reason}\",model_name=\"{model}\"");
             line(&mut text, name, &labels, value as f64);
         }
         let name = "vllm:time_to_first_token_seconds";
@@ -123,7 +123,7 @@ impl Counters {
         let bounds = TTFT_BOUNDS.iter().map(|bound| format!("{bound:?}"));
         let counts = self.ttft_buckets.iter().copied();
         for (bound, count) in bounds.zip(counts).chain([("+Inf".to_owned(), self.ttft_count)]) {
-            let labels = format!("engine=\"0\",le=\"{bound}\",model_name=\"{model}\"");
+            let labels = format!("engine=\"{rank}\",le=\"{bound}\",model_name=\"{model}\"");
             line(&mut text, &format!("{name}_bucket"), &labels, count as f64);
         }
         line(&mut text, &format!("{name}_count"), &labels, self.ttft_count as f64);
@@ -131,7 +131,7 @@ impl Counters {
         let name = "vllm:cache_config_info";
         head(&mut text, name, "gauge", "Information of the LLMEngine CacheConfig");
         let labels = format!(
-            "block_size=\"{}\",cache_dtype=\"auto\",enable_prefix_caching=\"True\",engine=\"0\",kv_cache_size_tokens=\"{}\",num_gpu_blocks=\"{}\",prefix_caching_hash_algo=\"sha256\"",
+            "block_size=\"{}\",cache_dtype=\"auto\",enable_prefix_caching=\"True\",engine=\"{rank}\",kv_cache_size_tokens=\"{}\",num_gpu_blocks=\"{}\",prefix_caching_hash_algo=\"sha256\"",
             gauges.block_size,
             gauges.block_size * gauges.blocks,
             gauges.blocks,
@@ -161,7 +161,7 @@ mod tests {
         counters.observe_ttft(Duration::from_millis(15));
         counters.observe_ttft(Duration::from_secs(3000));
         let gauges = Gauges { running: 1, waiting: 2, usage: 0.5, block_size: 16, blocks: 64 };
-        let text = counters.render("tiny", &gauges);
+        let text = counters.render("tiny", 0, &gauges);
         let value = |bound: &str| {
             let wanted =
                 format!("vllm:time_to_first_token_seconds_bucket{{engine=\"0\",le=\"{bound}\",model_name=\"tiny\"}} ");

@@ -12,6 +12,7 @@ mod http;
 mod metrics;
 mod openai;
 mod publisher;
+mod ranks;
 pub mod scheduler;
 pub mod tokenizer;
 
@@ -32,6 +33,7 @@ pub use events::Encoding;
 
 use engine::Engine;
 use publisher::{Format, Publisher};
+use ranks::Rank;
 use scheduler::Limits;
 use tokenizer::Tokenizer;
 
@@ -96,13 +98,13 @@ async fn build(
         .await
         .with_context(|| format!("bind HTTP to port {}; choose another --port", config.port))?;
     let http = listener.local_addr()?;
+    let topic = config.topic.clone().unwrap_or_else(|| format!("kv@127.0.0.1:{}@{}", http.port(), config.model));
     let format = Format {
-        topic: config.topic.clone().unwrap_or_else(|| format!("kv@127.0.0.1:{}@{}", http.port(), config.model)),
+        topic: topic.clone(),
         encoding: config.encoding,
         block_size: config.block_size as usize,
         buffer: config.buffer_steps as usize,
     };
-    let (publisher, events, replay) = Publisher::bind(format, config.events_port, config.replay_port).await?;
     let seed = config.seed.unwrap_or_else(rand::random);
     let limits = Limits {
         block_size: config.block_size as usize,
@@ -115,9 +117,19 @@ async fn build(
     };
     let control = Control::new(&config);
     let max_model_len = config.max_model_len as usize;
-    let engine = Engine::start(limits, max_model_len, config.log_requests, control, publisher);
+    let mut ranks = Vec::new();
+    for number in 0..config.data_parallel_size {
+        let ports = if number == 0 { (config.events_port, config.replay_port) } else { (0, 0) };
+        let (publisher, events, replay) = Publisher::bind(format.clone(), ports.0, ports.1).await?;
+        let limits = Limits { hash_seed: seed.wrapping_add(u64::from(number)), ..limits.clone() };
+        let engine = Engine::start(limits, max_model_len, config.log_requests, control.clone(), publisher);
+        ranks.push(Rank { engine, events, replay });
+    }
+    let Rank { engine, events, replay } = ranks.first().context("--data-parallel-size is 0")?.clone();
     let app = http::App {
         engine: engine.clone(),
+        sources: ranks::sources(&ranks, &topic, config.buffer_steps),
+        ranks,
         tokenizer,
         model: config.model,
         loras: config.loras,

@@ -1,0 +1,154 @@
+//! The running program follows its configuration file, mounted as Kubernetes mounts it, and names in DNS.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A mounted ConfigMap: the file is a link into a link that is swapped.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        symlink("..data/indexer.yaml", folder.join("indexer.yaml")).unwrap();
+        Self(folder)
+    }
+
+    fn swap(&self, version: u32, text: &str) {
+        let folder = self.0.join(format!("..v{version}"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("indexer.yaml"), text).unwrap();
+        symlink(folder.file_name().unwrap(), self.0.join("..data_tmp")).unwrap();
+        fs::rename(self.0.join("..data_tmp"), self.0.join("..data")).unwrap();
+    }
+}
+
+fn config(more: &str, endpoints: &str) -> String {
+    let tokenizer = format!("{}/../tests/fixtures/tokenizer", env!("CARGO_MANIFEST_DIR"));
+    format!(
+        "listen: 127.0.0.1:0\n{more}\nmodels: [{{name: tiny, tokenizer: '{tokenizer}'}}]\nendpoints: [{endpoints}]\n"
+    )
+}
+
+struct Indexer {
+    child: Child,
+    address: String,
+    log: Arc<Mutex<String>>,
+}
+
+impl Indexer {
+    fn start(mount: &Mount) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_warmpath-indexer"))
+            .args(["run", "--config"])
+            .arg(mount.0.join("indexer.yaml"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, into) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                *into.lock().unwrap() += &(line + "\n");
+            }
+        });
+        let mut this = Self { child, address: String::new(), log };
+        this.until("it listens", |this| this.log().contains("listening"));
+        let log = this.log();
+        let line = log.lines().find(|line| line.contains("listening")).unwrap();
+        let at = line.find("127.0.0.1:").unwrap();
+        this.address = line[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
+        this
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    }
+
+    fn until(&self, what: &str, mut so: impl FnMut(&Self) -> bool) -> Duration {
+        let since = Instant::now();
+        while !so(self) {
+            assert!(since.elapsed() < PATIENCE, "never: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        since.elapsed()
+    }
+
+    /// Waits until exactly these endpoints are followed, by the ports of 127.0.0.1.
+    fn follows(&self, ports: &[u16]) -> Duration {
+        self.until(&format!("{ports:?} are followed"), |this| {
+            let page = this.metrics();
+            page.contains(&format!("warmpath_endpoints {}\n", ports.len()))
+                && ports.iter().all(|port| page.contains(&format!("endpoint_up{{endpoint=\"127.0.0.1:{port}\"}}")))
+        })
+    }
+}
+
+impl Drop for Indexer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn at(port: u16) -> String {
+    format!("{{address: '127.0.0.1:{port}', model: tiny, metrics: none}}")
+}
+
+#[test]
+fn a_swapped_config_map_is_taken_over_and_a_broken_one_is_not() {
+    let mount = Mount::new("reload");
+    mount.swap(1, &config("", &at(1)));
+    let indexer = Indexer::start(&mount);
+    indexer.follows(&[1]);
+    mount.swap(2, &config("", &[at(1), at(2)].join(", ")));
+    let took = indexer.follows(&[1, 2]);
+    assert!(took >= Duration::from_millis(900), "a change counts once it stays the same: {took:?}");
+
+    mount.swap(3, &config("", &format!("{}, {{address: here, model: tiny}}", at(3))));
+    indexer.until("it complains", |this| this.log().contains("the changed configuration is not usable"));
+    assert!(indexer.log().contains("endpoints[1]"), "{}", indexer.log());
+    assert!(indexer.metrics().contains("warmpath_config_last_reload_successful 0\n"));
+    indexer.follows(&[1, 2]);
+
+    // Told to, it does not wait.
+    mount.swap(4, &config("stride_bytes: 64", &at(2)).replace("127.0.0.1:0", "127.0.0.1:9"));
+    let pid = indexer.child.id().to_string();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    indexer.follows(&[2]);
+    let log = indexer.log();
+    assert!(log.contains("listen: another address takes effect when the indexer is started anew"), "{log}");
+    assert!(log.contains("the index is built anew"), "{log}");
+    let page = indexer.metrics();
+    assert!(page.contains("warmpath_config_last_reload_successful 1\n"), "{page}");
+    assert!(page.contains("warmpath_config_reloads_total{result=\"failed\"} 1\n"), "{page}");
+}
+
+#[test]
+fn a_names_addresses_are_followed() {
+    let mount = Mount::new("dns");
+    mount.swap(1, &config("dns_interval_ms: 200", "{dns: 'localhost:7', model: tiny, metrics: none}"));
+    let indexer = Indexer::start(&mount);
+    // Where localhost is ::1 too, that is another endpoint.
+    indexer.until("127.0.0.1 is found", |this| this.metrics().contains("endpoint_up{endpoint=\"127.0.0.1:7\"}"));
+    mount.swap(2, &config("dns_interval_ms: 200", "{dns: 'no.such.name.invalid:7', model: tiny, metrics: none}"));
+    indexer.until("they are gone", |this| this.metrics().contains("warmpath_endpoints 0\n"));
+    assert!(indexer.log().contains("cannot look the name up"), "{}", indexer.log());
+}
