@@ -270,7 +270,8 @@ impl Reconciler {
         // What an engine says of its models holds for all its ranks: the first one stands for them.
         let Some((slot, _)) = of.ranks.first().copied() else { return tasks };
         let Some(book) = self.plan.library.get(&of.model) else { return tasks };
-        self.app.state().models.add(slot, &of.model);
+        let ranks = of.ranks.iter().map(|(slot, _)| *slot).collect();
+        self.app.state().models.add(slot, &of.model, ranks);
         let (app, client) = (self.app.clone(), self.client.clone());
         let address = address.to_string();
         tasks.push(tokio::spawn(served::follow(app, client, slot, address.clone(), of.model.clone())));
