@@ -10,6 +10,7 @@
 pub mod fingerprint;
 pub mod fleet;
 pub mod lookup;
+mod order;
 pub mod page;
 pub mod placement;
 pub mod predicted;

@@ -8,6 +8,7 @@
 //! The number of probes is bounded; when it runs out, a holder's match is the deepest one seen (undercounted).
 
 use crate::fingerprint::Fingerprint;
+use crate::order::sort_by_key;
 use crate::page::{Found, PageView, page_of};
 use crate::units::{Slot, Tier, Tokens};
 
@@ -135,7 +136,7 @@ pub fn lookup<P: AsRef<[u8]>>(
 
     // Whoever was seen anywhere stops somewhere between the deepest probe that shows it and the next that does not.
     let mut slots: Vec<Slot> = probes.made.iter().flat_map(|p| p.holders.iter().map(|h| h.0)).collect();
-    slots.sort_unstable();
+    sort_by_key(&mut slots, |slot| *slot);
     slots.dedup();
     for slot in &slots {
         loop {

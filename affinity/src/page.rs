@@ -48,43 +48,86 @@ pub fn page_of(fingerprint: Fingerprint, bits: u8) -> u32 {
     }
 }
 
-/// Writes a page. `epoch` names the indexer's run and table layout: a page of another epoch counts as absent.
+/// Tokens as an entry has them: in units of [`GRANULE`], rounded down.
+#[must_use]
+pub fn granules(tokens: Tokens) -> u16 {
+    u16::try_from(tokens.0 / GRANULE).unwrap_or(u16::MAX)
+}
+
+/// An entry's `holders` where there is but one: less than [`MANY`].
+#[must_use]
+pub fn one_holder(slot: Slot, tier: Tier) -> u16 {
+    tier.code() << 13 | slot.0 & (Slot::LIMIT - 1)
+}
+
+/// No [`one_holder`] is as high as this.
+pub const MANY: u16 = SET;
+
+/// Writes a page, entry by entry, in ascending order of keys. `epoch` names the indexer's run and table layout: a page
+/// of another epoch counts as absent. The caller leaves out keys that several fingerprints share.
+pub struct PageWriter {
+    out: Vec<u8>,
+    values: Vec<u8>,
+    sets: SetWriter,
+    entries: u16,
+}
+
+impl PageWriter {
+    /// A page of up to `entries` entries.
+    #[must_use]
+    pub fn new(epoch: u32, entries: usize) -> Self {
+        let mut out = Vec::with_capacity(HEADER + entries * 8);
+        out.u8(VERSION);
+        out.u8(0);
+        out.u16(0);
+        out.u32(epoch);
+        Self { out, values: Vec::with_capacity(entries * 4), sets: SetWriter::default(), entries: 0 }
+    }
+
+    /// Writes an entry with a single holder, from [`one_holder`].
+    #[inline]
+    pub fn one(&mut self, key: u32, holder: u16, granules: u16) {
+        // What does not fit is left out.
+        let Some(entries) = self.entries.checked_add(1) else { return };
+        self.entries = entries;
+        self.out.u32(key);
+        self.values.u32(u32::from(holder) | u32::from(granules) << 16);
+    }
+
+    /// Writes an entry with any number of holders; one with none is left out.
+    pub fn many(&mut self, key: u32, holders: &[(Slot, Tier)], granules: u16) {
+        if let Some(holders) = self.sets.reference(holders) {
+            self.one(key, holders, granules);
+        }
+    }
+
+    /// The page's bytes.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        if let Some(count) = self.out.get_mut(2..4) {
+            count.copy_from_slice(&self.entries.to_le_bytes());
+        }
+        self.out.extend_from_slice(&self.values);
+        for word in &self.sets.words {
+            self.out.u16(*word);
+        }
+        self.out
+    }
+}
+
+/// Writes a page of these entries, in any order.
 #[must_use]
 pub fn encode_page(epoch: u32, entries: &[PageEntry]) -> Vec<u8> {
     let mut sorted: Vec<&PageEntry> = entries.iter().filter(|e| !e.holders.is_empty()).collect();
     sorted.sort_unstable_by_key(|e| e.fingerprint.0 as u32);
-    let mut kept: Vec<&PageEntry> = Vec::with_capacity(sorted.len());
+    let mut page = PageWriter::new(epoch, sorted.len());
     // Two fingerprints with one key: neither can be told from the other, so neither is offered.
     for run in sorted.chunk_by(|a, b| a.fingerprint.0 as u32 == b.fingerprint.0 as u32) {
         if let [one] = run {
-            kept.push(one);
+            page.many(one.fingerprint.0 as u32, &one.holders, granules(one.tokens));
         }
     }
-    kept.truncate(usize::from(u16::MAX));
-    let mut sets = SetWriter::default();
-    let rows: Vec<(u32, u16, u16)> = kept
-        .iter()
-        .filter_map(|e| {
-            let granules = u16::try_from(e.tokens.0 / GRANULE).unwrap_or(u16::MAX);
-            Some((e.fingerprint.0 as u32, sets.reference(&e.holders)?, granules))
-        })
-        .collect();
-    let mut out = Vec::with_capacity(HEADER + rows.len() * 8 + sets.words.len() * 2);
-    out.u8(VERSION);
-    out.u8(0);
-    out.u16(rows.len() as u16);
-    out.u32(epoch);
-    for (key, _, _) in &rows {
-        out.u32(*key);
-    }
-    for (_, holders, granules) in &rows {
-        out.u16(*holders);
-        out.u16(*granules);
-    }
-    for word in &sets.words {
-        out.u16(*word);
-    }
-    out
+    page.finish()
 }
 
 /// Collects the distinct holder sets of a page.

@@ -23,6 +23,7 @@
 //! not serve the model. Cost: the shortlist, never the whole fleet, has its load read.
 
 use crate::fingerprint::Fingerprint;
+use crate::order::{sort_by, sort_by_key};
 use crate::units::{Slot, Tokens};
 use std::cmp::Reverse;
 
@@ -185,7 +186,7 @@ pub fn place(
         .collect();
 
     // Ties are common when nothing is in flight: the endpoint used least of late goes first, then chance decides.
-    weighed.sort_by(|a, b| {
+    sort_by(&mut weighed, |a, b| {
         let chance = |w: &Weighed| w.rank.wrapping_mul(chance | 1);
         a.cost
             .total_cmp(&b.cost)
@@ -194,7 +195,12 @@ pub fn place(
     });
     if !warm {
         let held = |w: &Weighed| w.hit.map(|h| h.tokens);
-        weighed.sort_by_key(|w| if w.within_bounds { (0, Reverse(held(w)), w.rank) } else { (1, Reverse(None), 0) });
+        sort_by_key(
+            &mut weighed,
+            |w| {
+                if w.within_bounds { (0, Reverse(held(w)), w.rank) } else { (1, Reverse(None), 0) }
+            },
+        );
     }
     let first = weighed.first()?;
     let hit = first.hit.map(|h| h.tokens).unwrap_or_default();

@@ -1,10 +1,14 @@
 //! The running indexer: the one shared state, and what wakes whom when it changes.
 
-use crate::events::{Batch, DecodeError};
+use crate::company::Offer;
+use crate::endpoints::Key;
+use crate::events::Batch;
+use crate::holdings::Holdings;
 use crate::models::Listed;
 use crate::observe::Metrics;
 use crate::scrape::Scrape;
-use crate::stream::{Action, Reason, Stream};
+use crate::stream::{Action, Checkpoint, Reason, Stream};
+use crate::subscriber::Told;
 use crate::sync::State;
 use affinity::Slot;
 use affinity::fleet::Health;
@@ -17,12 +21,20 @@ use tokio::sync::watch;
 /// Streams that have not come into sync by then do not keep the indexer from being ready.
 const READY_AFTER: Duration = Duration::from_secs(15);
 
-/// A message's content, read or not.
-pub type Payload = Result<Batch, DecodeError>;
+/// An endpoint's holdings that are not in the index.
+#[derive(Debug, Default)]
+pub struct Aside {
+    /// Put aside, to be proved.
+    kept: Option<Holdings>,
+    /// Offered by company.
+    pub offered: Option<Holdings>,
+}
 
 /// State shared by all tasks.
 pub struct App {
     state: Mutex<State>,
+    /// What the index holds is as of here, by endpoint. Taken only with `state` locked.
+    checkpoints: Mutex<BTreeMap<Slot, (Key, Checkpoint)>>,
     changes: watch::Sender<()>,
     stopping: watch::Sender<bool>,
     signals: Mutex<BTreeMap<Slot, Signals>>,
@@ -37,8 +49,8 @@ pub struct App {
 /// What an endpoint's tasks are told.
 #[derive(Clone, Default)]
 pub struct Signals {
-    /// Its stream should be made anew.
-    pub reconnect: watch::Sender<()>,
+    /// What its stream should know.
+    pub told: watch::Sender<Told>,
     /// Its engine may be another one than before, and should be asked and tested again.
     pub restarted: watch::Sender<()>,
 }
@@ -49,6 +61,7 @@ impl App {
     pub fn new(state: State, coalesce: Duration) -> Self {
         let this = Self {
             state: Mutex::new(state),
+            checkpoints: Mutex::default(),
             changes: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
             signals: Mutex::default(),
@@ -95,15 +108,16 @@ impl App {
     /// An endpoint's tasks have ended.
     pub fn leave(&self, slot: Slot) {
         self.signals.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        self.places().remove(&slot);
     }
 
     fn signals(&self, slot: Slot) -> Option<Signals> {
         self.signals.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
     }
 
-    /// Told when this endpoint's stream should be made anew.
-    pub fn reconnects(&self, slot: Slot) -> Option<watch::Receiver<()>> {
-        self.signals(slot).map(|signals| signals.reconnect.subscribe())
+    /// What this endpoint's stream should know.
+    pub fn told(&self, slot: Slot) -> Option<watch::Receiver<Told>> {
+        self.signals(slot).map(|signals| signals.told.subscribe())
     }
 
     /// Told when this endpoint's engine should be tested: it may be another one than before.
@@ -135,39 +149,72 @@ impl App {
         self.complete.store(true, Ordering::Relaxed);
     }
 
-    /// Does what an endpoint's stream says. Replays are the caller's to ask for. `live`: the messages are fresh.
-    pub fn act(&self, slot: Slot, address: &str, stream: &Stream<Payload>, actions: &[Action<Payload>], live: bool) {
-        let mut state = self.state();
+    /// Does what an endpoint's stream says. Replays and the like are the caller's to ask for. `live`: the messages are
+    /// fresh. False if what was to be put back cannot be.
+    #[must_use]
+    pub fn act(
+        &self,
+        slot: Slot,
+        key: Key,
+        stream: &Stream<Batch>,
+        actions: &[Action<Batch>],
+        aside: &mut Aside,
+        live: bool,
+    ) -> bool {
+        let endpoint = &key.to_string();
+        let (mut well, mut state) = (true, self.state());
         for action in actions {
             match action {
-                Action::Replay => {}
+                Action::Replay { .. } | Action::Seek | Action::Reconnect => {}
+                Action::Suspend(reason) => {
+                    aside.kept = state.index.snapshot(slot);
+                    state.index.clear(slot);
+                    self.metrics.suspended(endpoint, *reason);
+                    tracing::info!(endpoint, ?reason, "holdings put aside until they are proved");
+                }
+                Action::Adopt => aside.kept = aside.offered.take(),
+                Action::Restore => {
+                    let restored = match aside.kept.take() {
+                        Some(kept) => state.index.restore(slot, &kept).map_err(anyhow::Error::from),
+                        None => Err(anyhow::anyhow!("there is nothing to restore")),
+                    };
+                    well = restored.is_ok();
+                    match restored {
+                        Ok(()) => tracing::info!(endpoint, "holdings proved"),
+                        Err(error) => tracing::warn!(endpoint, error = format!("{error:#}"), "holdings are of no use"),
+                    }
+                    self.metrics.proved(endpoint, well);
+                }
                 Action::Clear(reason) => {
                     state.index.clear(slot);
-                    self.metrics.cleared(address, *reason);
-                    // The other reasons are those of connections, which are logged where they are made.
-                    if matches!(reason, Reason::Gap | Reason::Restarted) {
-                        tracing::warn!(endpoint = address, ?reason, "holdings forgotten");
+                    if aside.kept.take().is_some() {
+                        self.metrics.proved(endpoint, false);
+                    }
+                    self.metrics.cleared(endpoint, *reason);
+                    if *reason == Reason::Unreadable {
+                        self.metrics.unreadable(endpoint);
+                    }
+                    // Disconnects are logged where they are seen.
+                    if *reason != Reason::Disconnected {
+                        tracing::warn!(endpoint, ?reason, "holdings forgotten");
                     }
                 }
-                Action::Apply(message) => match &message.payload {
-                    Ok(batch) => {
-                        for event in batch.events() {
-                            state.index.apply(slot, &event);
-                        }
-                        let lag = live.then(|| unix_now() - batch.timestamp);
-                        self.metrics.applied(address, batch, lag);
+                Action::Apply(message) => {
+                    let Some(batch) = &message.payload else { continue };
+                    for event in batch.events() {
+                        state.index.apply(slot, &event);
                     }
-                    Err(error) => {
-                        // It may have held removals: nothing known before it can be trusted.
-                        state.index.clear(slot);
-                        self.metrics.unreadable(address);
-                        tracing::warn!(endpoint = address, %error, "an event message cannot be read");
-                    }
-                },
+                    let lag = live.then(|| unix_now() - batch.timestamp);
+                    self.metrics.applied(endpoint, batch, lag);
+                }
             }
         }
         state.index.settle();
-        self.metrics.partial(address, stream.partial());
+        match stream.checkpoint().filter(|_| well) {
+            Some(checkpoint) => drop(self.places().insert(slot, (key, checkpoint))),
+            None => drop(self.places().remove(&slot)),
+        }
+        self.metrics.stream(endpoint, stream);
         let status = state.fleet.set_events(slot, stream.in_sync()).status;
         if status {
             state.gateways.fleet_changed(true);
@@ -176,6 +223,24 @@ impl App {
         if status || !actions.is_empty() {
             self.changed();
         }
+        well
+    }
+
+    fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, (Key, Checkpoint)>> {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The endpoints of which something can be proved, and the engines' times of it.
+    pub fn checkpoints(&self) -> Vec<(Key, f64)> {
+        self.places().values().map(|(key, checkpoint)| (*key, checkpoint.position.last)).collect()
+    }
+
+    /// What the index holds of an endpoint, and as of where, for others.
+    pub fn snapshot(&self, key: Key) -> Option<Offer> {
+        let state = self.state();
+        let (slot, checkpoint) =
+            self.places().iter().find_map(|(slot, (of, at))| (*of == key).then_some((*slot, *at)))?;
+        Some(Offer { checkpoint, holdings: state.index.snapshot(slot)? })
     }
 
     /// The clock went on: time zones change their offsets.
@@ -206,10 +271,6 @@ impl App {
         {
             tracing::info!(endpoint, ?health, "health changed");
         }
-        if change.slept {
-            state.index.clear(slot);
-            state.index.settle();
-        }
         let up = change.status && state.fleet.health(slot) == Some(Health::Up);
         drop(state);
         if change.status || change.load {
@@ -219,9 +280,13 @@ impl App {
         if up || change.reconnect {
             signals.restarted.send_replace(());
         }
-        if change.reconnect {
-            signals.reconnect.send_replace(());
-        }
+        signals.told.send_if_modified(|told| {
+            let before = *told;
+            told.asleep = scrape.map_or(told.asleep, |scrape| scrape.asleep);
+            told.remake += u64::from(change.reconnect);
+            // One that sleeps is said to sleep again and again: it may have been awake in between.
+            *told != before || told.asleep
+        });
     }
 }
 
@@ -237,7 +302,7 @@ mod tests {
     use crate::events;
     use crate::index::{Index, Options};
     use crate::models::Models;
-    use crate::stream::Message;
+    use crate::stream::{Input, Message};
     use crate::tokens::Vocabulary;
     use affinity::{Stride, Tier};
     use rmpv::Value;
@@ -258,8 +323,13 @@ mod tests {
         let batch = Value::Array(vec![1.5.into(), Value::Array(vec![Value::Array(event)])]);
         let mut bytes = Vec::new();
         rmpv::encode::write_value(&mut bytes, &batch).unwrap();
-        let message = Message { sequence: 0, timestamp: 1.5, payload: events::decode(&bytes) };
-        app.act(Slot(0), "127.0.0.1:8000", &Stream::default(), &[Action::Apply(message)], true);
+        let (mut stream, mut aside) = (Stream::new(false, false), Aside::default());
+        stream.step(Input::Connected);
+        let payload = events::decode(&bytes).ok();
+        let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: false, payload };
+        let actions = stream.step(Input::Live(message));
+        let key = Key { address: "127.0.0.1:8000".parse().unwrap(), rank: None };
+        assert!(app.act(Slot(0), key, &stream, &actions, &mut aside, true));
         app.state().index.stats().blocks
     }
 

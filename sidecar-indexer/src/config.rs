@@ -4,6 +4,7 @@
 //! The file is read again when it changes ([`crate::reload`]).
 
 use crate::endpoints::{Events as Wired, file, spelling};
+use crate::subscriber::bind;
 use crate::zone::Zone;
 use affinity::{Slot, Stride, Tier};
 use anyhow::{Context, Result, bail, ensure};
@@ -61,15 +62,30 @@ section! {
         /// How often each engine's /metrics is read, in milliseconds.
         #[serde(default = "default_scrape")]
         scrape_interval_ms: u64 = "1000",
-        /// Most cache blocks to keep track of, over all endpoints; about 250 bytes each. Blocks that wait for the block
-        /// before them count too, and keep their tokens as well: 4 bytes each. When they are reached, new blocks are
-        /// left out, so that predictions fall short, and `warmpath_index_refused_blocks_total` counts them.
+        /// Most cache blocks to keep track of, over all endpoints; about 64 bytes each, more where conversations are of
+        /// few blocks. When they are reached, those that were not used for the longest time are forgotten, so that
+        /// predictions fall short, and `warmpath_index_evicted_blocks_total` counts them.
         #[serde(default = "default_blocks")]
         max_blocks: usize = "2000000",
         /// Cache tiers that count: gpu, cpu, disk. Add cpu or disk only where the engines announce removals from
         /// them: vLLM's own OffloadingConnector does, LMCache and Mooncake do not.
         #[serde(default = "default_tiers")]
         tiers: Vec<TierName> = "[gpu]",
+        /// Other indexers of the same engines, as `http://HOST:PORT`: a stream that begins with nothing, after a start
+        /// say, is first asked of them. A name may stand for several, this one among them.
+        #[serde(default)]
+        peers: Vec<String> = "[]",
+        /// A Redis or Valkey that keeps what streams know, as `redis://HOST:PORT`, for indexers without peers that
+        /// stay. All indexers may share it; nothing waits for it.
+        #[serde(default)]
+        store: Option<String> = "null",
+        /// How often what has changed is written there, in milliseconds.
+        #[serde(default = "default_store_interval")]
+        store_interval_ms: u64 = "30000",
+        /// Where engines dial in that connect to the indexer rather than the other way round, as `tcp://*:5557`. Their
+        /// topic must be `kv@ADDRESS@MODEL`; data-parallel ranks dial the ports after it, as vLLM numbers them.
+        #[serde(default)]
+        bind: Option<String> = "null",
         /// The models served.
         models: Vec<Model> = "",
         /// How often the names among the endpoints are looked up, in milliseconds.
@@ -210,6 +226,10 @@ fn default_scrape() -> u64 {
     1000
 }
 
+fn default_store_interval() -> u64 {
+    30_000
+}
+
 fn default_blocks() -> usize {
     2_000_000
 }
@@ -274,6 +294,26 @@ impl Config {
         Duration::from_millis(self.dns_interval_ms)
     }
 
+    /// How often the store is written to.
+    #[must_use]
+    pub fn store_interval(&self) -> Duration {
+        Duration::from_millis(self.store_interval_ms)
+    }
+
+    /// Most bytes that a snapshot of an endpoint has: a block takes half of this. What is more is a lie.
+    #[must_use]
+    pub fn snapshot_limit(&self) -> usize {
+        self.max_blocks.saturating_mul(64).saturating_add(16 << 20)
+    }
+
+    /// Ports after `bind`'s that ranks dial.
+    #[must_use]
+    pub fn dialled_ranks(&self) -> u16 {
+        let dials = self.endpoints.iter().filter(|endpoint| endpoint.events == Some(Events::Bind));
+        let last = |e: &Endpoint| e.data_parallel_start_rank.saturating_add(e.data_parallel_ranks.saturating_sub(1));
+        dials.map(last).max().unwrap_or(0)
+    }
+
     /// How often metrics are read.
     #[must_use]
     pub fn scrape_interval(&self) -> Duration {
@@ -287,6 +327,7 @@ impl Config {
         ensure!(coalesce <= 1000, "coalesce_ms: {coalesce} is above 1000, and would make every prediction stale");
         let scrape = self.scrape_interval_ms;
         ensure!(scrape >= 100, "scrape_interval_ms: {scrape} is below 100, too often for an engine");
+        self.check_company()?;
         ensure!(self.max_blocks > 0, "max_blocks: 0 would leave nothing to predict from");
         ensure!(!self.tiers.is_empty(), "tiers: the list is empty; [gpu] is the least that is of use");
         let mut names = BTreeSet::new();
@@ -311,6 +352,10 @@ impl Config {
         let (mut places, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             endpoint.check().with_context(|| format!("endpoints[{i}]"))?;
+            ensure!(
+                endpoint.events != Some(Events::Bind) || self.bind.is_some(),
+                "endpoints[{i}].events: who dials in needs an address to dial: give the configuration's `bind`"
+            );
             for (option, place) in [("address", &endpoint.address), ("dns", &endpoint.dns)] {
                 let Some(place) = place else { continue };
                 ensure!(places.insert(place), "endpoints[{i}].{option}: {place} is there twice");
@@ -333,6 +378,23 @@ impl Config {
                 let known = self.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
                 bail!("endpoints[{i}].model: {:?} is not among the models: {known}", endpoint.model);
             }
+        }
+        Ok(())
+    }
+
+    fn check_company(&self) -> Result<()> {
+        let store = self.store_interval_ms;
+        ensure!(store >= 1000, "store_interval_ms: {store} is below 1000, too often for what is written");
+        for peer in &self.peers {
+            let usable = reqwest::Url::parse(peer).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+            ensure!(usable, "peers: {peer:?} is not http://HOST:PORT");
+        }
+        if let Some(store) = &self.store {
+            ensure!(store.starts_with("redis://"), "store: {store:?} is not redis://HOST:PORT");
+        }
+        if let Some(bind) = &self.bind {
+            let port = bind::address(bind).map(|address| address.port());
+            ensure!(port.is_some_and(|port| port > 0), "bind: {bind:?} is not tcp://*:PORT or tcp://IP:PORT");
         }
         Ok(())
     }

@@ -49,8 +49,6 @@ pub struct Change {
     pub load: bool,
     /// The event stream may be that of another process, or dead: make it anew.
     pub reconnect: bool,
-    /// The engine went to sleep, which empties its cache: it tells of that only once it is awake.
-    pub slept: bool,
 }
 
 impl Fleet {
@@ -120,7 +118,7 @@ impl Fleet {
     pub fn scraped(&mut self, slot: Slot, scrape: Option<&Scrape>, now: Instant) -> Change {
         let Some(member) = self.members.get_mut(&slot) else { return Change::default() };
         let (health, load) = (member.health(), member.load(now));
-        let (mut reconnect, mut slept) = (false, false);
+        let mut reconnect = false;
         match scrape {
             None => {
                 member.failures = member.failures.saturating_add(1);
@@ -132,12 +130,11 @@ impl Fleet {
                 reconnect |= member.started.is_some() && scrape.started.is_some() && member.started != scrape.started;
                 member.started = scrape.started.or(member.started);
                 member.failures = 0;
-                slept = scrape.asleep && !member.asleep;
                 member.asleep = scrape.asleep;
                 member.reported = scrape.reported.map(|reported| (reported, now));
             }
         }
-        Change { status: health != member.health(), load: load != member.load(now), reconnect, slept }
+        Change { status: health != member.health(), load: load != member.load(now), reconnect }
     }
 
     /// An endpoint's health.

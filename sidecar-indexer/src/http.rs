@@ -1,14 +1,19 @@
 //! The indexer's HTTP API.
 
 use crate::app::App;
+use crate::company::POSITION;
+use crate::endpoints::Key;
+use crate::stream::Position;
 use crate::sync::Pending;
 use affinity::sync::{Request, decode_placements};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use serde::Deserialize;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +25,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/sync", post(sync))
         .route("/v1/placements", post(placements))
+        .route("/v1/snapshot", get(snapshot))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -95,6 +101,28 @@ async fn placements(State(app): State<Arc<App>>, body: Bytes) -> Response {
     app.state().gateways.relay(gateway, body.to_vec(), Instant::now());
     app.changed();
     StatusCode::NO_CONTENT.into_response()
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    endpoint: SocketAddr,
+    rank: Option<u16>,
+}
+
+/// What an endpoint holds, for another indexer.
+async fn snapshot(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Response {
+    let key = Key { address: wanted.endpoint, rank: wanted.rank };
+    let Some(offer) = app.snapshot(key) else {
+        return (StatusCode::NOT_FOUND, "nothing can be proved of this endpoint here\n").into_response();
+    };
+    let Position { next, last } = offer.checkpoint.position;
+    match offer.encode(key) {
+        Ok(body) => {
+            app.metrics.given(body.len());
+            ([(POSITION, format!("{next} {last}"))], body).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    }
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

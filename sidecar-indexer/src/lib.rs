@@ -1,20 +1,23 @@
 //! The Warmpath indexer: listens to engines' KV events and turns them into the affinity table that filters read.
 //!
-//! Pure parts, in the order in which data flows: [`stream`] decides which messages count, [`events`] reads them,
+//! Pure parts, in the order in which data flows: [`events`] reads messages, [`stream`] decides which of them count,
 //! [`tokens`] turns token ids into bytes, [`index`] keeps what each endpoint holds, [`tree`] shares contents between
 //! endpoints, [`table`] cuts the result into pages; [`fleet`] and [`gateways`] keep who is there; [`sync`] writes
-//! replies. I/O around them: [`subscriber`] (ZeroMQ), [`scrape`] (engines' metrics), [`http`].
+//! replies. I/O around them: [`subscriber`] (ZeroMQ), [`company`] (other indexers), [`scrape`]
+//! (engines' metrics), [`http`].
 //!
 //! [`server`] starts all. The fleet changes while it runs: [`endpoints`] says who is wanted, [`roster`] gives slots,
 //! [`reconciler`] starts and ends what follows an endpoint, and [`reload`] brings changes of the configuration.
 
 pub mod app;
 pub mod canonical;
+pub mod company;
 pub mod config;
 pub mod endpoints;
 pub mod events;
 pub mod fleet;
 pub mod gateways;
+pub mod holdings;
 pub mod http;
 pub mod index;
 pub mod library;
@@ -32,7 +35,5 @@ pub mod server;
 pub mod stream;
 pub mod subscriber;
 pub mod sync;
-pub mod table;
 pub mod tokens;
-pub mod tree;
 pub mod zone;

@@ -2,7 +2,7 @@
 
 use crate::events::{Batch, Event};
 use crate::models::Verdict;
-use crate::stream::Reason;
+use crate::stream::{Reason, Stream};
 use crate::sync::{Sent, State};
 use affinity::fleet::Health;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -38,6 +38,17 @@ struct OfReplay {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfState {
+    endpoint: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfSource {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfReload {
     result: &'static str,
 }
@@ -50,8 +61,7 @@ struct OfTest {
 
 // All values of labels beside an endpoint's name.
 const EVENT_KINDS: [&str; 4] = ["stored", "removed", "cleared", "skipped"];
-const CLEAR_REASONS: [&str; 4] = ["connected", "disconnected", "gap", "restarted"];
-const REPLAY_RESULTS: [&str; 2] = ["whole", "failed"];
+const REPLAY_RESULTS: [&str; 5] = ["whole", "failed", "held", "unanswered", "reconnect"];
 
 /// All metrics.
 pub struct Metrics {
@@ -59,7 +69,19 @@ pub struct Metrics {
     events: Family<OfEvent, Counter>,
     unreadable: Family<OfEndpoint, Counter>,
     clears: Family<OfClear, Counter>,
+    suspends: Family<OfClear, Counter>,
+    proofs: Family<OfReplay, Counter>,
     replays: Family<OfReplay, Counter>,
+    audits: Family<OfReplay, Counter>,
+    states: Family<OfState, Gauge>,
+    company: Family<OfSource, Counter>,
+    snapshots: Counter,
+    snapshot_bytes: Counter,
+    store_up: Gauge,
+    store_failures: Counter,
+    stored: Counter,
+    stored_bytes: Counter,
+    unknown_topics: Counter,
     lag: Histogram,
     in_sync: Family<OfEndpoint, Gauge>,
     partial: Family<OfEndpoint, Gauge>,
@@ -73,7 +95,7 @@ pub struct Metrics {
     orphans: Gauge,
     opaque: Gauge,
     nodes: Gauge,
-    refused: Counter,
+    evicted: Counter,
     entries: Gauge,
     pages: Gauge,
     gateways: Gauge,
@@ -91,7 +113,19 @@ impl Default for Metrics {
             events: Family::default(),
             unreadable: Family::default(),
             clears: Family::default(),
+            suspends: Family::default(),
+            proofs: Family::default(),
             replays: Family::default(),
+            audits: Family::default(),
+            states: Family::default(),
+            company: Family::default(),
+            snapshots: Counter::default(),
+            snapshot_bytes: Counter::default(),
+            store_up: Gauge::default(),
+            store_failures: Counter::default(),
+            stored: Counter::default(),
+            stored_bytes: Counter::default(),
+            unknown_topics: Counter::default(),
             lag,
             in_sync: Family::default(),
             partial: Family::default(),
@@ -105,7 +139,7 @@ impl Default for Metrics {
             orphans: Gauge::default(),
             opaque: Gauge::default(),
             nodes: Gauge::default(),
-            refused: Counter::default(),
+            evicted: Counter::default(),
             entries: Gauge::default(),
             pages: Gauge::default(),
             gateways: Gauge::default(),
@@ -121,7 +155,35 @@ impl Default for Metrics {
         );
         r.register("messages_unreadable", "Event messages that cannot be read", this.unreadable.clone());
         r.register("stream_clears", "Times an endpoint's holdings were forgotten", this.clears.clone());
+        r.register(
+            "stream_suspends",
+            "Times an endpoint's holdings were put aside until a replay proves them",
+            this.suspends.clone(),
+        );
+        r.register(
+            "stream_proofs",
+            "Holdings put aside or offered by company, by whether the engine's replay proved them",
+            this.proofs.clone(),
+        );
         r.register("stream_replays", "Replays asked for, by result", this.replays.clone());
+        r.register(
+            "stream_audits",
+            "Replays asked for because a stream was silent: held, unanswered, or reconnect (something was amiss)",
+            this.audits.clone(),
+        );
+        r.register("stream_state", "1 for the state that the stream is in", this.states.clone());
+        r.register("company_checkpoints", "Checkpoints asked of company, by who had one", this.company.clone());
+        r.register("company_snapshots", "Snapshots given to peers", this.snapshots.clone());
+        r.register("company_snapshot_bytes", "Bytes of them", this.snapshot_bytes.clone());
+        r.register("store_up", "1 while the store answers", this.store_up.clone());
+        r.register("store_failures", "Times the store failed or had what is of no use", this.store_failures.clone());
+        r.register("store_checkpoints", "Checkpoints written to the store", this.stored.clone());
+        r.register("store_checkpoint_bytes", "Bytes of them", this.stored_bytes.clone());
+        r.register(
+            "bind_unknown_topics",
+            "Calls of engines whose topic names no endpoint",
+            this.unknown_topics.clone(),
+        );
         r.register("event_lag_seconds", "From an event's publication to its being indexed", this.lag.clone());
         r.register("stream_in_sync", "1 while the event stream is connected and gapless", this.in_sync.clone());
         r.register(
@@ -151,7 +213,11 @@ impl Default for Metrics {
             this.opaque.clone(),
         );
         r.register("index_nodes", "Distinct blocks", this.nodes.clone());
-        r.register("index_refused_blocks", "Blocks left out because the index was full", this.refused.clone());
+        r.register(
+            "index_evicted_blocks",
+            "Blocks forgotten or left out because the index was full",
+            this.evicted.clone(),
+        );
         r.register("table_entries", "Fingerprints in the table", this.entries.clone());
         r.register("table_pages", "Pages of the table", this.pages.clone());
         r.register("gateways", "Gateways in sync", this.gateways.clone());
@@ -187,13 +253,18 @@ impl Metrics {
 
     /// An endpoint's holdings were forgotten.
     pub fn cleared(&self, endpoint: &str, reason: Reason) {
-        let reason = match reason {
-            Reason::Connected => "connected",
-            Reason::Disconnected => "disconnected",
-            Reason::Gap => "gap",
-            Reason::Restarted => "restarted",
-        };
-        self.clears.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason }).inc();
+        self.clears.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason: reason.word() }).inc();
+    }
+
+    /// They were put aside.
+    pub fn suspended(&self, endpoint: &str, reason: Reason) {
+        self.suspends.get_or_create(&OfClear { endpoint: endpoint.to_owned(), reason: reason.word() }).inc();
+    }
+
+    /// What was put aside or offered was proved, or is of no use.
+    pub fn proved(&self, endpoint: &str, held: bool) {
+        let result = if held { "held" } else { "failed" };
+        self.proofs.get_or_create(&OfReplay { endpoint: endpoint.to_owned(), result }).inc();
     }
 
     /// A replay ended.
@@ -202,9 +273,55 @@ impl Metrics {
         self.replays.get_or_create(&OfReplay { endpoint: endpoint.to_owned(), result }).inc();
     }
 
-    /// Whether a stream's history is incomplete.
-    pub fn partial(&self, endpoint: &str, partial: bool) {
-        self.partial.get_or_create(&of(endpoint)).set(i64::from(partial));
+    /// An audit ended, if it did; and if it did, whether the connection can stay.
+    pub fn audited(&self, endpoint: &str, keep: Option<bool>) {
+        let result = match keep {
+            Some(true) => "held",
+            Some(false) => "reconnect",
+            None => "unanswered",
+        };
+        self.audits.get_or_create(&OfReplay { endpoint: endpoint.to_owned(), result }).inc();
+    }
+
+    /// Where a stream is.
+    pub fn stream<M>(&self, endpoint: &str, stream: &Stream<M>) {
+        self.partial.get_or_create(&of(endpoint)).set(i64::from(stream.partial()));
+        for state in Stream::<M>::STATES {
+            let labels = OfState { endpoint: endpoint.to_owned(), state };
+            self.states.get_or_create(&labels).set(i64::from(state == stream.state()));
+        }
+    }
+
+    /// Company was asked; who had something.
+    pub fn sought(&self, source: &'static str) {
+        self.company.get_or_create(&OfSource { source }).inc();
+    }
+
+    /// A snapshot was given to a peer.
+    pub fn given(&self, bytes: usize) {
+        self.snapshots.inc();
+        self.snapshot_bytes.inc_by(bytes as u64);
+    }
+
+    /// Whether the store answers.
+    pub fn store_up(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
+    /// The store failed, or what it had is of no use.
+    pub fn store_failed(&self) {
+        self.store_failures.inc();
+    }
+
+    /// A checkpoint was written to the store.
+    pub fn stored(&self, bytes: usize) {
+        self.stored.inc();
+        self.stored_bytes.inc_by(bytes as u64);
+    }
+
+    /// An engine dialled in whose topic names no endpoint.
+    pub fn unknown_topic(&self) {
+        self.unknown_topics.inc();
     }
 
     /// So many endpoints are followed, and so many had no slot.
@@ -231,11 +348,18 @@ impl Metrics {
         for kind in EVENT_KINDS {
             self.events.remove(&OfEvent { endpoint: endpoint.to_owned(), kind });
         }
-        for reason in CLEAR_REASONS {
-            self.clears.remove(&OfClear { endpoint: endpoint.to_owned(), reason });
+        for reason in Reason::ALL {
+            for family in [&self.clears, &self.suspends] {
+                family.remove(&OfClear { endpoint: endpoint.to_owned(), reason: reason.word() });
+            }
         }
         for result in REPLAY_RESULTS {
-            self.replays.remove(&OfReplay { endpoint: endpoint.to_owned(), result });
+            for family in [&self.replays, &self.proofs, &self.audits] {
+                family.remove(&OfReplay { endpoint: endpoint.to_owned(), result });
+            }
+        }
+        for state in Stream::<()>::STATES {
+            self.states.remove(&OfState { endpoint: endpoint.to_owned(), state });
         }
     }
 
@@ -253,7 +377,7 @@ impl Metrics {
         set(&self.orphans, stats.orphans);
         set(&self.opaque, stats.unmatchable);
         set(&self.nodes, stats.nodes);
-        self.refused.inner().store(stats.refused, Ordering::Relaxed);
+        self.evicted.inner().store(stats.evicted, Ordering::Relaxed);
         set(&self.entries, table.len());
         set(&self.pages, 1 << table.bits());
         set(&self.gateways, state.gateways.len());

@@ -8,14 +8,17 @@
 //! is gone from the next fleet page: no request is sent there any more, and those that run end by themselves.
 
 use crate::app::{App, Signals};
+use crate::company::Company;
 use crate::config::Config;
 use crate::endpoints::dns::Names;
-use crate::endpoints::{Events, Hub, Known, Provider, Seated, file, gather, sources};
+use crate::endpoints::{Events, Hub, Known, Provider, Seated, Sockets, file, gather, sources};
 use crate::index::{Index, Options};
 use crate::library::Plan;
 use crate::roster::{Changes, Roster};
 use crate::selftest::engine::{self, Subject};
-use crate::{scrape, served, subscriber, zone};
+use crate::subscriber::bind::Switchboard;
+use crate::subscriber::{self, Source};
+use crate::{scrape, served, zone};
 use affinity::{Slot, Tier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -43,6 +46,7 @@ pub struct Reconciler {
     plan: Plan,
     hub: Hub,
     names: watch::Sender<Names>,
+    others: Others,
     roster: Roster,
     streams: BTreeMap<Slot, JoinHandle<()>>,
     engines: BTreeMap<SocketAddr, Engine>,
@@ -53,6 +57,14 @@ pub struct Reconciler {
     /// What was said already.
     notes: BTreeSet<String>,
     left_out: usize,
+}
+
+/// What streams need beside the engines.
+pub struct Others {
+    /// Who may know more.
+    pub company: Arc<Company>,
+    /// Who dials in.
+    pub board: Arc<Switchboard>,
 }
 
 /// What runs for an address.
@@ -76,7 +88,13 @@ impl Reconciler {
     ///
     /// # Errors
     /// If no HTTP client can be made.
-    pub fn new(app: Arc<App>, plan: Plan, hub: Hub, names: watch::Sender<Names>) -> reqwest::Result<Self> {
+    pub fn new(
+        app: Arc<App>,
+        plan: Plan,
+        hub: Hub,
+        names: watch::Sender<Names>,
+        others: Others,
+    ) -> reqwest::Result<Self> {
         // One for all, so that connections are used again.
         let client = reqwest::Client::builder().no_proxy().build()?;
         let this = Self {
@@ -84,6 +102,7 @@ impl Reconciler {
             plan,
             hub,
             names,
+            others,
             roster: Roster::default(),
             streams: BTreeMap::new(),
             engines: BTreeMap::new(),
@@ -127,6 +146,10 @@ impl Reconciler {
         if old.listen != new.listen {
             let (now, wanted) = (old.listen, new.listen);
             tracing::warn!(%now, %wanted, "listen: another address takes effect when the indexer is started anew");
+        }
+        let links = |config: &Config| (config.peers.clone(), config.store.clone(), config.bind.clone());
+        if links(old) != links(&new) || old.dialled_ranks() < new.dialled_ranks() {
+            tracing::warn!("peers, store and bind: changes take effect when the indexer is started anew");
         }
         self.app.set_coalesce(new.coalesce());
         let shape = |config: &Config| (config.stride_bytes, config.max_blocks, config.tiers.clone());
@@ -231,11 +254,17 @@ impl Reconciler {
             let restarted = self.restarts.entry(wanted.key.address).or_default().clone();
             self.app.enter(slot, Signals { restarted, ..Signals::default() });
             tracing::info!(endpoint = address, slot = slot.0, model = wanted.model, "endpoint joined");
-            if let Events::At(sockets) = &wanted.events {
-                let (events, replay) = (sockets.events.clone(), sockets.replay.clone());
-                let source = subscriber::Source { slot, address, events, replay };
-                self.streams.insert(slot, tokio::spawn(subscriber::follow(self.app.clone(), source)));
-            }
+            let (events, replay) = match &wanted.events {
+                Events::None | Events::Ask => continue,
+                Events::At(Sockets { events, replay }) => (subscriber::Events::Connect(events.clone()), replay),
+                Events::Dials { replay } => {
+                    let calls = self.others.board.expect(wanted.key.address, wanted.engine);
+                    (subscriber::Events::Bound(calls), replay)
+                }
+            };
+            let source = Source { slot, key: wanted.key, events, replay: replay.clone() };
+            let stream = subscriber::follow(self.app.clone(), self.others.company.clone(), source);
+            self.streams.insert(slot, tokio::spawn(stream));
         }
     }
 

@@ -1,12 +1,14 @@
 //! Puts the parts together and runs them.
 
 use crate::app::App;
+use crate::company::{Company, Store};
 use crate::config::Config;
 use crate::endpoints::Hub;
 use crate::endpoints::dns::{self, Names};
 use crate::library::Plan;
 use crate::models::Models;
-use crate::reconciler::{Reconciler, empty_index};
+use crate::reconciler::{Others, Reconciler, empty_index};
+use crate::subscriber::bind::{self, Switchboard};
 use crate::sync::State;
 use crate::{http, reload, zone};
 use anyhow::{Context, Result};
@@ -70,6 +72,10 @@ impl Server {
         let models = Models::new(plan.library.profiles(), zone::now());
         let state = State::new(empty_index(&plan.config), models, plan.config.stride());
         let app = Arc::new(App::new(state, plan.config.coalesce()));
+        let (limit, every) = (plan.config.snapshot_limit(), plan.config.store_interval());
+        let store = plan.config.store.as_deref().map(|url| Store::new(url, limit)).transpose()?.map(Arc::new);
+        let company = Arc::new(Company::new(app.clone(), &plan.config.peers, store.clone(), limit)?);
+        let board = Arc::new(Switchboard::default());
         let (hub, names, plans) = (Hub::default(), watch::Sender::new(Names::default()), mpsc::channel(1));
         // Dropped at the end, which ends the tasks.
         let mut tasks = JoinSet::new();
@@ -77,7 +83,15 @@ impl Server {
         if let Some((path, text)) = file {
             tasks.spawn(reload::follow(path, text, plan.clone(), app.clone(), plans.0));
         }
-        tasks.spawn(Reconciler::new(app.clone(), plan, hub, names)?.run(plans.1));
+        if let Some(url) = &plan.config.bind {
+            for rank in 0..=plan.config.dialled_ranks() {
+                tasks.spawn(bind::answer(app.clone(), bind::listen(url, rank).await?, board.clone()));
+            }
+        }
+        if let Some(store) = store {
+            tasks.spawn(store.follow(app.clone(), every));
+        }
+        tasks.spawn(Reconciler::new(app.clone(), plan, hub, names, Others { company, board })?.run(plans.1));
         tasks.spawn(expire(app.clone()));
         tasks.spawn(keep_time(app.clone()));
         let stopping = app.clone();

@@ -227,6 +227,7 @@ mod tests {
                 adapter: None,
                 salt: None,
                 readable: 1,
+                may_repeat: false,
             };
             state.index.apply(Slot(0), &Event::Stored(stored));
         }

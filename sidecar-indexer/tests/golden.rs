@@ -4,7 +4,6 @@
 use affinity::page::page_of;
 use affinity::{Slot, Stride, Tier, fingerprints, root};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use warmpath_indexer::events::{self, Event};
@@ -58,44 +57,6 @@ fn feed(index: &mut Index, frame: &Value) {
     assert_eq!(batch.skipped, 0);
     for event in batch.events() {
         index.apply(Slot(0), &event);
-    }
-}
-
-/// Copies per block, counted over the recorder's own decoding of the same messages.
-fn counted(frames: &[Value]) -> BTreeMap<u64, u32> {
-    let mut copies = BTreeMap::new();
-    for event in frames.iter().flat_map(|frame| frame["decoded"][1].as_array().unwrap()) {
-        let (tag, hashes) = match event {
-            Value::Array(fields) => (&fields[0], fields.get(1)),
-            _ => (&event["type"], event.get("block_hashes")),
-        };
-        let hashes = hashes.and_then(Value::as_array).into_iter().flatten().map(|h| h.as_u64().unwrap());
-        match tag.as_str().unwrap() {
-            "BlockStored" => hashes.for_each(|h| *copies.entry(h).or_default() += 1),
-            "BlockRemoved" => hashes.for_each(|h| {
-                copies.entry(h).and_modify(|n: &mut u32| *n = n.saturating_sub(1));
-                copies.retain(|_, n| *n > 0);
-            }),
-            "AllBlocksCleared" => copies.clear(),
-            other => panic!("recorded an event {other}"),
-        }
-    }
-    copies
-}
-
-#[test]
-fn residency_equals_a_count_over_the_recorded_events() {
-    for engine in ["block32.", "old0221-block32.", "dup32."] {
-        let frames = recorded(engine);
-        let mut index = index();
-        for (i, frame) in frames.iter().enumerate() {
-            feed(&mut index, frame);
-            let resident: BTreeMap<u64, u32> = index.resident(Slot(0)).collect();
-            assert_eq!(resident, counted(&frames[..=i]), "{engine} after message {}", frame["seq"]);
-        }
-        assert_eq!(index.stats().unmatchable, 0, "{engine}: every token has bytes");
-        index.clear(Slot(0));
-        assert!(index.table().is_empty() && index.stats().nodes == 0);
     }
 }
 

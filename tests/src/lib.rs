@@ -14,6 +14,7 @@ pub mod check;
 pub mod conformance;
 pub mod harness;
 pub mod load;
+pub mod residency;
 pub mod sim;
 pub mod vllm;
 pub mod vocabularies;

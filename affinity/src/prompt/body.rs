@@ -3,7 +3,7 @@
 use super::Unknown;
 use super::conversation::{Content, Conversation, Message, Part, Tool, ToolCall};
 use super::json::{Fields, Json, take, take_bool, take_object, take_text};
-use super::lift::Lifted;
+use affinity_scan::Lifted;
 use serde::de::{Error, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;

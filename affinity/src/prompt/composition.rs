@@ -3,6 +3,7 @@
 //! The crate that `tokenizers` uses would add 145 KB to the module; the same facts take 20 KB here. `composition.bin` is
 //! made of that crate by a test below, which also compares the two.
 
+use crate::order::sort_by_key;
 use std::iter::once;
 
 /// Three lists of 24-bit numbers, little end first, each with its length before it: characters and their combining
@@ -66,19 +67,19 @@ impl Composition {
         for _ in 0..next() {
             this.others.push((next(), next()));
         }
-        this.pairs.sort_unstable();
+        sort_by_key(&mut this.pairs, |pair| *pair);
         let changes = this.pairs.iter().map(|(_, second, _)| *second).chain(this.others.iter().map(|(c, _)| *c));
         let marks = this.classes.iter().map(|(c, class)| (*c, Suspect::Mark(*class)));
         this.suspects = changes.map(|c| (c, Suspect::Changes)).chain(marks).collect();
         // What changes comes first where a character is both.
-        this.suspects.sort_by_key(|(c, suspect)| (*c, *suspect != Suspect::Changes));
+        sort_by_key(&mut this.suspects, |(c, suspect)| (*c, *suspect != Suspect::Changes));
         this.suspects.dedup_by_key(|(c, _)| *c);
         this
     }
 
     /// The text composed; `None`: it is already.
     pub fn compose(&self, text: &str) -> Option<String> {
-        if super::scan::highest(text.as_bytes()) < FROM_BYTE || self.is_composed(text) {
+        if affinity_scan::highest(text.as_bytes()) < FROM_BYTE || self.is_composed(text) {
             return None;
         }
         let (mut out, mut run) = (String::with_capacity(text.len()), Vec::new());
@@ -165,7 +166,9 @@ impl Composition {
     fn finish(&self, run: &mut Vec<(u32, u8)>, out: &mut String) {
         for marks in run.chunk_by_mut(|(_, a), (_, b)| (*a == 0) == (*b == 0)) {
             if marks.first().is_some_and(|(_, class)| *class != 0) {
-                marks.sort_by_key(|(_, class)| *class);
+                let mut sorted = marks.to_vec();
+                sort_by_key(&mut sorted, |(_, class)| *class);
+                marks.copy_from_slice(&sorted);
             }
         }
         let mut composed: Vec<(u32, u8)> = Vec::with_capacity(run.len());

@@ -2,7 +2,7 @@
 
 use super::Unknown;
 use super::json::{Fields, Json, take_text};
-use super::lift::Lifted;
+use affinity_scan::Lifted;
 use std::borrow::Cow;
 
 /// A body of which model and salt are known, and the conversation if it can be.

@@ -1,7 +1,7 @@
 //! JSON as rendering needs it: keys keep their order, integers are told from floats, texts are borrowed.
 
 use super::Unknown;
-use super::lift::Lifted;
+use affinity_scan::Lifted;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;

@@ -1,6 +1,7 @@
 //! JSON as text, as Python's `json` writes and reads it.
 
 use super::json::Json;
+use crate::order::sort_by;
 use std::borrow::Cow;
 use std::fmt::Write;
 
@@ -70,7 +71,7 @@ fn write_within(json: &Json<'_>, style: &Style, level: usize, out: &mut String) 
             let mut fields: Vec<_> = fields.iter().collect();
             if style.sort_keys {
                 // UTF-8 sorts as its code points do.
-                fields.sort_by(|(a, _), (b, _)| a.cmp(b));
+                sort_by(&mut fields, |(a, _), (b, _)| a.cmp(b));
             }
             out.push('{');
             for (number, (key, value)) in fields.iter().enumerate() {

@@ -4,8 +4,8 @@ use super::Unknown;
 use super::conversation::{Content, Conversation, Envelope, Message, Part, Tool, ToolCall};
 use super::json::{Fields, Json, field, take, take_bool, take_list, take_object, take_text};
 use super::json_text::{self, Style};
-use super::lift::Lifted;
 use super::turns::BILLING_HEADER;
+use affinity_scan::Lifted;
 use std::borrow::Cow;
 
 /// Reads a body. `lifted` is what [`Lifted::of`] made of it.

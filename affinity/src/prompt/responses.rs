@@ -5,8 +5,8 @@ use super::body::part;
 use super::conversation::{Content, Conversation, Envelope, Message, Tool, ToolCall};
 use super::json::{Fields, Json, field, take, take_bool, take_list, take_object, take_text};
 use super::json_text::{self, Style};
-use super::lift::Lifted;
 use super::messages::no_ids_handed_on;
+use affinity_scan::Lifted;
 use std::borrow::Cow;
 
 /// Reads a body. `lifted` is what [`Lifted::of`] made of it.

@@ -12,8 +12,8 @@ use super::copying::Copying;
 use super::jinja::text::strip;
 use super::jinja::time::LocalTime;
 use super::jinja::values::DOUBT_TEXT;
-use super::needles::Needles;
 use super::turns::{Seen, Turn};
+use affinity_scan::Needles;
 use std::collections::BTreeMap;
 
 /// Longer conversations are rendered in full, so that shapes stay small.

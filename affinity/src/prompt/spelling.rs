@@ -5,8 +5,9 @@
 
 use super::Unknown;
 use super::composition::Composition;
-use super::scan::any_place;
+use crate::order::sort_by_key;
 use crate::profile::{AddedToken, PrefixSpace, Spelling, SpellingStep};
+use affinity_scan::any_place;
 use std::borrow::Cow;
 use std::cell::Cell;
 
@@ -226,7 +227,7 @@ impl Tokens {
             }
         }
         for (_, tokens) in &mut by_begin {
-            tokens.sort_by_key(|token| std::cmp::Reverse(token.pattern.len()));
+            sort_by_key(tokens, |token| std::cmp::Reverse(token.pattern.len()));
         }
         Self { by_begin }
     }

@@ -7,11 +7,11 @@ use super::jinja::time::LocalTime;
 use super::jinja::values::{DOUBT, list, record, value};
 use super::jinja::{CLOCK, environment, ordered, prepared, screen, takes_parts, tree};
 use super::json::{Json, field};
-use super::scan::any_place;
 use super::skeleton::{MARK, Skeletons};
 use super::turns::{Seen, SeenPart, Turn, documents, messages, tool, turns};
 use super::{Rendered, Unknown};
 use crate::profile::{Profile, Profiles, Renderer, Template};
+use affinity_scan::any_place;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value};
 use std::borrow::Cow;
@@ -213,13 +213,13 @@ impl Known {
         conversation: &Conversation<'_>,
         now: LocalTime,
     ) -> Result<Rendered, Unknown> {
-        let compiled = compiled.get_template(&self.number).map_err(|_| Unknown::Template)?;
         // Most prompts are put together from memory, without any of these.
         let variables = OnceCell::new();
         let print = |messages: Value| {
             let mut all = variables.get_or_init(|| self.variables(choice, conversation, now)).clone()?;
             all.push(("messages".into(), messages));
-            let text = compiled.render(Value::from_pairs(all)).map_err(|_| Unknown::Template)?;
+            let template = compiled.get_template(&self.number).map_err(|_| Unknown::Template)?;
+            let text = template.render(Value::from_pairs(all)).map_err(|_| Unknown::Template)?;
             if may_doubt(&text) { Err(Unknown::Template) } else { Ok(text) }
         };
         if conversation.messages.iter().any(|message| message.content.has_media()) {

@@ -62,6 +62,10 @@ fn turn<'c, 'a>(message: &'c Message<'a>, takes_parts: bool) -> Result<Turn<'c, 
             .then_some(text)
             .or_else(|| text.split_once('\n').map(|(_, rest)| rest).filter(|rest| !rest.is_empty()))
     };
+    if let (Content::Text(text), false) = (&message.content, takes_parts) {
+        let content = Seen::Text(Cow::Borrowed(seen(text).unwrap_or_default()));
+        return Ok(Turn { role, content, message: Some(message) });
+    }
     const NONE: &Fields<'static> = &Vec::new();
     let mut parts = Vec::new();
     match &message.content {

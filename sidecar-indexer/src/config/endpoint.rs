@@ -25,11 +25,12 @@ section! {
         /// Which of the models above it serves.
         model: String = "llama-3.1-8b",
         /// Its KV events, as `--kv-events-config` sets them up: a URL, in which `{ip}` stands for the endpoint's own IP;
-        /// or `auto` to ask the engine, ranks included (vLLM's /kv_event_sources; 0.32 has it). Leave out for an engine
-        /// without events: then only placements predict what it holds.
+        /// or `auto` to ask the engine, ranks included (vLLM's /kv_event_sources; 0.32 has it); or `bind`: it dials in.
+        /// Leave out for an engine without events: then only placements predict what it holds.
         #[serde(default)]
         events: Option<Events> = "tcp://{ip}:5557",
-        /// Its replay of past events, likewise. Without one the indexer knows only what was cached since it connected.
+        /// Its replay of past events, likewise. Without one the indexer knows only what was cached since it connected,
+        /// forgets it when a message is lost or the connection breaks, and may not notice that a machine has died.
         #[serde(default)]
         replay: Option<String> = "tcp://{ip}:5657",
         /// Data-parallel ranks behind this address, each with a cache of its own. `events` and `replay` are those of rank
@@ -55,13 +56,19 @@ section! {
 pub enum Events {
     /// Where the engine says.
     Auto,
+    /// It dials in.
+    Bind,
     /// There.
     Url(String),
 }
 
 impl From<String> for Events {
     fn from(text: String) -> Self {
-        if text == "auto" { Events::Auto } else { Events::Url(text) }
+        match text.as_str() {
+            "auto" => Events::Auto,
+            "bind" => Events::Bind,
+            _ => Events::Url(text),
+        }
     }
 }
 
@@ -127,7 +134,7 @@ impl Endpoint {
         );
         let events = match &self.events {
             Some(Events::Url(url)) => Some(url),
-            Some(Events::Auto) | None => None,
+            Some(Events::Auto | Events::Bind) | None => None,
         };
         for (option, url) in [("events", events), ("replay", self.replay.as_ref())] {
             if let Some(url) = url {

@@ -20,6 +20,10 @@ pub fn at(entry: &Endpoint, address: SocketAddr) -> Vec<Wanted> {
         let events = match &entry.events {
             None => Events::None,
             Some(config::Events::Auto) => Events::Ask,
+            Some(config::Events::Bind) => {
+                let replay = entry.replay.as_deref().and_then(|url| offset(&here(url, address), number));
+                Events::Dials { replay }
+            }
             Some(config::Events::Url(url)) => {
                 let here = |url: &str| offset(&here(url, address), number);
                 match (here(url), entry.replay.as_deref().map(here)) {

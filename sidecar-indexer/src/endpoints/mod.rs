@@ -68,6 +68,11 @@ pub enum Events {
     None,
     /// These sockets.
     At(Sockets),
+    /// The engine dials in.
+    Dials {
+        /// Where it replays, if it does.
+        replay: Option<String>,
+    },
     /// As the engine says ([`sources`]). Not in what [`gather`] gives.
     Ask,
 }
@@ -175,7 +180,7 @@ pub fn gather(known: &Known, models: &BTreeSet<&str>) -> Gathered {
                 all.ask.insert(address);
                 sources::expand(wanted, known.sources.get(&address))
             }
-            Events::None | Events::At(_) => vec![wanted.clone()],
+            Events::None | Events::At(_) | Events::Dials { .. } => vec![wanted.clone()],
         };
         for mut endpoint in expanded {
             if !keys.insert(endpoint.key) {

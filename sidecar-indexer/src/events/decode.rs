@@ -1,8 +1,12 @@
-//! Reads a payload into a [`Batch`].
+//! Reads a payload straight into a [`Batch`]'s vectors.
+//!
+//! An event is gone through once: lists of hashes and tokens go to the batch as they come, other fields are kept until
+//! all are there, because a map's keys come in any order.
 
+use super::extra::{self, Text};
+use super::msgpack::{Malformed, Reader, Value};
 use super::{Attention, Batch, Record, Span, StoredRecord};
 use affinity::Tier;
-use rmpv::ValueRef;
 
 /// Why a payload is not a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,155 +25,259 @@ pub enum DecodeError {
     UnreadableRemoval,
 }
 
+impl From<Malformed> for DecodeError {
+    fn from(_: Malformed) -> Self {
+        Self::NotMsgpack
+    }
+}
+
 /// Reads one payload.
 ///
 /// # Errors
 /// When the payload as a whole makes no sense, or removes blocks without saying readably which. Other events that
 /// make none are counted in [`Batch::skipped`].
 pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
-    let value = rmpv::decode::read_value_ref(&mut &*payload).map_err(|_| DecodeError::NotMsgpack)?;
-    let fields = Fields::of(&value, 0).ok_or(DecodeError::NotABatch)?;
-    let timestamp = fields.get(0, "ts").and_then(number).ok_or(DecodeError::NotABatch)?;
-    let Some(ValueRef::Array(items)) = fields.get(1, "events") else { return Err(DecodeError::NotABatch) };
-    let rank = fields.get(2, "data_parallel_rank").and_then(small);
-    let mut batch = Batch { timestamp, rank, ..Batch::default() };
-    for item in items {
-        match batch.read(item)? {
-            Some(record) => batch.records.push(record),
-            None => batch.skipped += 1,
+    let mut reader = Reader::new(payload);
+    let mut batch = Batch::default();
+    let (mut timestamp, mut events) = (None, false);
+    let (fields, named) = match reader.value()? {
+        Value::List(n) => (n, false),
+        Value::Map(n) => (n, true),
+        _ => return Err(DecodeError::NotABatch),
+    };
+    for position in 0..fields {
+        let field = if named { batch_field(reader.value()?, &mut reader)? } else { position };
+        match field {
+            0 => timestamp = number(&mut reader)?,
+            1 => {
+                let Value::List(n) = reader.value()? else { return Err(DecodeError::NotABatch) };
+                events = true;
+                for _ in 0..n {
+                    batch.read(&mut reader)?;
+                }
+            }
+            2 => batch.rank = known(small(&mut reader)?),
+            _ => reader.skip()?,
         }
     }
+    batch.timestamp = timestamp.filter(|_| events).ok_or(DecodeError::NotABatch)?;
     Ok(batch)
 }
 
-/// A record written as an array (fields by position) or as a map (fields by name). Nil counts as absent.
-enum Fields<'a> {
-    Positions(&'a [ValueRef<'a>]),
-    Names(&'a [(ValueRef<'a>, ValueRef<'a>)]),
+/// The position that a batch's field has in arrays.
+fn batch_field(key: Value<'_>, reader: &mut Reader<'_>) -> Result<usize, Malformed> {
+    reader.skip_inside(key)?;
+    Ok(match key {
+        Value::Text(Some("ts")) => 0,
+        Value::Text(Some("events")) => 1,
+        Value::Text(Some("data_parallel_rank" | "attn_dp_rank")) => 2,
+        _ => usize::MAX,
+    })
 }
 
-/// The position of fields that only exist in maps.
-const NAME_ONLY: usize = usize::MAX;
-
-impl<'a> Fields<'a> {
-    fn of(value: &'a ValueRef<'a>, skip: usize) -> Option<Self> {
-        match value {
-            ValueRef::Array(items) => Some(Fields::Positions(items.get(skip..)?)),
-            ValueRef::Map(pairs) => Some(Fields::Names(pairs)),
-            _ => None,
-        }
-    }
-
-    fn get(&self, position: usize, name: &str) -> Option<&'a ValueRef<'a>> {
-        let found = match self {
-            Fields::Positions(items) => items.get(position),
-            Fields::Names(pairs) => pairs.iter().find(|(key, _)| text(key) == Some(name)).map(|(_, value)| value),
-        };
-        found.filter(|value| !matches!(value, ValueRef::Nil))
-    }
+/// A field that may be missing, which nil counts as, or be of a kind that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Field<T> {
+    #[default]
+    Absent,
+    Unreadable,
+    Is(T),
 }
 
-fn tagged<'a>(value: &'a ValueRef<'a>) -> Option<(&'a str, Fields<'a>)> {
-    let tag = match value {
-        ValueRef::Array(items) => items.first()?,
-        ValueRef::Map(_) => Fields::of(value, 0)?.get(NAME_ONLY, "type")?,
-        _ => return None,
-    };
-    Some((text(tag)?, Fields::of(value, 1)?))
+/// What is known of an event.
+#[derive(Default)]
+struct Fields<'a> {
+    tag: Field<&'a str>,
+    hashes: Field<Span>,
+    parent: Field<u64>,
+    tokens: Field<Span>,
+    block_size: Field<u32>,
+    lora_id: bool,
+    medium: Field<&'a str>,
+    adapter: Field<&'a str>,
+    salt: Field<&'a str>,
+    /// Their lists are looked at when the number of blocks is known.
+    extra_keys: Option<Reader<'a>>,
+    images: Option<Reader<'a>>,
+    group: Field<u32>,
+    kind: Field<&'a str>,
+    locality: Field<&'a str>,
+    /// The event is a map: vLLM since 0.24, SGLang since September 2026, TensorRT-LLM.
+    named: bool,
+    /// SGLang's own map of namespaces in an event that is an array.
+    own: bool,
 }
+
+/// Fields by name; in arrays they come in these orders.
+const STORED: [&str; 11] = [
+    "type",
+    "block_hashes",
+    "parent_block_hash",
+    "token_ids",
+    "block_size",
+    "lora_id",
+    "medium",
+    "lora_name",
+    "extra_keys",
+    "group_idx",
+    "kv_cache_spec_kind",
+];
+const REMOVED: [&str; 4] = ["type", "block_hashes", "medium", "group_idx"];
 
 impl Batch {
-    /// An event; `None` for one to skip, of which lists may have been put into the batch's vectors all the same.
-    fn read(&mut self, value: &ValueRef<'_>) -> Result<Option<Record>, DecodeError> {
-        let Some((tag, fields)) = tagged(value) else { return Ok(None) };
-        match tag {
-            "BlockStored" => Ok(self.stored(&fields).map(Record::Stored)),
-            "BlockRemoved" => self.removed(&fields),
-            "AllBlocksCleared" => Ok(Some(Record::Cleared)),
-            _ => Ok(None),
+    /// Reads an event; one that says nothing is counted and leaves nothing behind.
+    fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), DecodeError> {
+        let (hashes, tokens) = (self.hashes.len(), self.tokens.len());
+        let fields = self.fields(reader)?;
+        let record = match fields.tag {
+            Field::Is("BlockStored") => self.stored(&fields)?.map(Record::Stored),
+            Field::Is("BlockRemoved") => removed(&fields)?,
+            Field::Is("AllBlocksCleared") => Some(Record::Cleared),
+            _ => None,
+        };
+        match record {
+            Some(record) => self.records.push(record),
+            None => {
+                self.skipped += 1;
+                self.hashes.truncate(hashes);
+                self.tokens.truncate(tokens);
+            }
         }
+        Ok(())
     }
 
-    /// `None` for a removal from a tier of an unknown name: what is stored there is not counted as held either.
-    fn removed(&mut self, fields: &Fields<'_>) -> Result<Option<Record>, DecodeError> {
-        let hashes =
-            fields.get(0, "block_hashes").and_then(|list| self.hashes(list)).ok_or(DecodeError::UnreadableRemoval)?;
-        let medium = fields.get(1, "medium");
-        if medium.is_some_and(|medium| text(medium).is_none()) {
-            return Err(DecodeError::UnreadableRemoval);
-        }
-        let group = fields.get(2, "group_idx").and_then(small);
-        Ok(tier(medium).map(|tier| Record::Removed { hashes, tier, group }))
-    }
-
-    fn stored(&mut self, fields: &Fields<'_>) -> Option<StoredRecord> {
-        let hashes = self.hashes(fields.get(0, "block_hashes")?)?;
-        let parent = match fields.get(1, "parent_block_hash") {
-            Some(value) => Some(hash(value)?),
-            None => None,
-        };
-        let tokens = match fields.get(2, "token_ids") {
-            Some(ValueRef::Array(ids)) => append(&mut self.tokens, ids.iter().map(token))?,
-            Some(_) => return None,
-            None => Span { start: 0, end: 0 },
-        };
-        let block_size = small(fields.get(3, "block_size")?)?;
-        // Groups with a window leave out blocks without saying which: nothing can be concluded from such an event.
-        if tokens.range().len() as u64 != hashes.range().len() as u64 * u64::from(block_size) {
-            return None;
-        }
-        let attention = match fields.get(9, "kv_cache_spec_kind").map(text) {
-            None => Attention::Unsaid,
-            Some(Some("full_attention" | "mla_attention" | "sink_full_attention")) => Attention::Full,
-            Some(_) => Attention::Partial,
-        };
-        // An adapter known only by its number (before vLLM 0.14) cannot be told from another one.
-        let unnamed = fields.get(4, "lora_id").is_some() && fields.get(6, "lora_name").is_none();
-        let (mut adapter, mut salt) = (None, None);
-        match fields.get(6, "lora_name") {
-            // SGLang puts a map of its own here.
-            Some(ValueRef::Map(own)) => salt = Fields::Names(own).get(NAME_ONLY, "cache_salt").and_then(text),
-            Some(name) => adapter = Some(text(name)?),
-            None => {}
-        }
-        salt = salt.or_else(|| fields.get(NAME_ONLY, "cache_salt").and_then(text));
-        let mut readable = if unnamed { 0 } else { hashes.range().len() };
-        match fields.get(7, "extra_keys") {
-            None => {}
-            Some(ValueRef::Array(keys)) if keys.len() == hashes.range().len() => {
-                for (i, key) in keys.iter().enumerate() {
-                    let starts = i == 0 && parent.is_none();
-                    match extra(key, adapter, starts) {
-                        Extra::Text => {}
-                        Extra::Salt(found) => salt = Some(found),
-                        Extra::NotText => {
-                            readable = readable.min(i);
-                            break;
-                        }
+    fn fields<'a>(&mut self, reader: &mut Reader<'a>) -> Result<Fields<'a>, Malformed> {
+        let mut fields = Fields::default();
+        match reader.value()? {
+            Value::Map(n) => {
+                fields.named = true;
+                for _ in 0..n {
+                    let key = reader.value()?;
+                    reader.skip_inside(key)?;
+                    let name = if let Value::Text(Some(name)) = key { name } else { "" };
+                    self.field(&mut fields, name, reader)?;
+                }
+            }
+            Value::List(n) => {
+                let mut names: &[&str] = &["type"];
+                for position in 0..n {
+                    self.field(&mut fields, names.get(position).copied().unwrap_or_default(), reader)?;
+                    if position == 0 {
+                        names = match fields.tag {
+                            Field::Is("BlockStored") => &STORED,
+                            Field::Is("BlockRemoved") => &REMOVED,
+                            _ => &[],
+                        };
                     }
                 }
             }
-            Some(_) => return None,
+            other => reader.skip_inside(other)?,
         }
-        Some(StoredRecord {
+        Ok(fields)
+    }
+
+    fn field<'a>(&mut self, fields: &mut Fields<'a>, name: &str, reader: &mut Reader<'a>) -> Result<(), Malformed> {
+        match name {
+            "type" => fields.tag = text(reader)?,
+            "block_hashes" => fields.hashes = list(&mut self.hashes, reader, hash)?,
+            "parent_block_hash" => fields.parent = hash(reader)?,
+            "token_ids" => fields.tokens = list(&mut self.tokens, reader, token)?,
+            "block_size" => fields.block_size = small(reader)?,
+            "lora_id" => {
+                let value = reader.value()?;
+                reader.skip_inside(value)?;
+                fields.lora_id = value != Value::Nil;
+            }
+            "medium" => fields.medium = text(reader)?,
+            "lora_name" => match reader.value()? {
+                Value::Map(n) => {
+                    fields.own = true;
+                    for _ in 0..n {
+                        match reader.value()? {
+                            Value::Text(Some("cache_salt")) => fields.salt = text(reader)?,
+                            Value::Text(Some("lora_name")) => fields.adapter = text(reader)?,
+                            key => {
+                                reader.skip_inside(key)?;
+                                reader.skip()?;
+                            }
+                        }
+                    }
+                }
+                value => fields.adapter = as_text(value, reader)?,
+            },
+            "cache_salt" => fields.salt = text(reader)?,
+            "extra_keys" => fields.extra_keys = Some(later(reader)?),
+            "block_mm_infos" => fields.images = Some(later(reader)?),
+            "group_idx" => fields.group = small(reader)?,
+            "kv_cache_spec_kind" => fields.kind = text(reader)?,
+            "locality" => fields.locality = text(reader)?,
+            _ => reader.skip()?,
+        }
+        Ok(())
+    }
+
+    fn stored(&mut self, fields: &Fields<'_>) -> Result<Option<StoredRecord>, Malformed> {
+        let (Field::Is(hashes), Field::Is(block_size)) = (fields.hashes, fields.block_size) else { return Ok(None) };
+        let Some(tier) = tier(fields.medium).filter(|_| fields.locality != Field::Is("REMOTE")) else {
+            return Ok(None);
+        };
+        let parent = match fields.parent {
+            Field::Is(parent) => Some(parent),
+            Field::Absent => None,
+            Field::Unreadable => return Ok(None),
+        };
+        let tokens = match fields.tokens {
+            Field::Is(tokens) => tokens,
+            Field::Absent => Span { start: 0, end: 0 },
+            Field::Unreadable => return Ok(None),
+        };
+        // Copies on slower tiers may come without tokens. Their blocks may be known from the GPU.
+        let placeholder = tokens.len() == 0 && hashes.len() > 0 && tier != Tier::Gpu;
+        let block_size = if placeholder { 0 } else { block_size };
+        // Groups with a window leave out blocks without saying which: nothing can be concluded from such an event.
+        if tokens.len() as u64 != hashes.len() as u64 * u64::from(block_size) {
+            return Ok(None);
+        }
+        // While SGLang wrote arrays, salted blocks had the hashes of unsalted ones: which of them goes when one is
+        // removed cannot be told.
+        if fields.own && fields.salt != Field::Absent {
+            return Ok(None);
+        }
+        let adapter = match fields.adapter {
+            Field::Is(name) => Some(name),
+            Field::Absent => None,
+            Field::Unreadable => return Ok(None),
+        };
+        // An adapter known only by its number (before vLLM 0.14) cannot be told from another one. Nor can a salt of
+        // another kind than text.
+        let nameless = fields.lora_id && adapter.is_none() || fields.salt == Field::Unreadable;
+        let mut text = Text { blocks: if nameless { 0 } else { hashes.len() }, salt: known(fields.salt) };
+        if let Some(mut keys) = fields.extra_keys
+            && !extra::read_keys(&mut keys, hashes.len(), adapter, parent.is_none(), &mut text)?
+        {
+            return Ok(None);
+        }
+        if let Some(mut images) = fields.images {
+            extra::read_images(&mut images, hashes.len(), &mut text)?;
+        }
+        let attention = match fields.kind {
+            Field::Absent => Attention::Unsaid,
+            Field::Is("full_attention" | "mla_attention" | "sink_full_attention") => Attention::Full,
+            Field::Is(_) | Field::Unreadable => Attention::Partial,
+        };
+        Ok(Some(StoredRecord {
             hashes,
             parent,
             tokens,
             block_size,
-            tier: tier(fields.get(5, "medium"))?,
-            group: fields.get(8, "group_idx").and_then(small).unwrap_or(0),
+            tier,
+            group: known(fields.group).unwrap_or(0),
             attention,
-            adapter: adapter.map(|text| self.text(text)),
-            salt: salt.map(|text| self.text(text)),
-            readable,
-        })
-    }
-
-    fn hashes(&mut self, value: &ValueRef<'_>) -> Option<Span> {
-        match value {
-            ValueRef::Array(items) => append(&mut self.hashes, items.iter().map(hash)),
-            _ => None,
-        }
+            adapter: adapter.map(|adapter| self.text(adapter)),
+            salt: text.salt.map(|salt| self.text(salt)),
+            readable: text.blocks,
+            may_repeat: fields.named && parent.is_none() && tier == Tier::Gpu,
+        }))
     }
 
     fn text(&mut self, text: &str) -> Span {
@@ -179,90 +287,146 @@ impl Batch {
     }
 }
 
-/// Appends a list, if all of it can be read.
-fn append<T>(list: &mut Vec<T>, items: impl Iterator<Item = Option<T>>) -> Option<Span> {
-    let start = list.len();
-    for item in items {
-        list.push(item?);
-    }
-    Some(Span { start, end: list.len() })
-}
-
-/// What a block's extra hash keys say of its tokens.
-enum Extra<'a> {
-    Text,
-    Salt(&'a str),
-    NotText,
-}
-
-/// Extra keys come in the order adapter, images, salt, embeddings; the salt only in the block that starts the
-/// sequence. Old engines write an image as a bare string: where that can be taken for a salt it is, and the chain
-/// lands in a namespace that nobody asks for.
-fn extra<'a>(value: &'a ValueRef<'a>, adapter: Option<&str>, starts: bool) -> Extra<'a> {
-    let keys = match value {
-        ValueRef::Nil => return Extra::Text,
-        ValueRef::Array(keys) => keys.as_slice(),
-        _ => return Extra::NotText,
+/// `None` for a removal from where what is stored is not counted as held either.
+fn removed(fields: &Fields<'_>) -> Result<Option<Record>, DecodeError> {
+    let (Field::Is(hashes), Field::Is(_) | Field::Absent) = (fields.hashes, fields.medium) else {
+        return Err(DecodeError::UnreadableRemoval);
     };
-    let keys = match keys.split_first() {
-        Some((first, rest)) if adapter.is_some() && text(first) == adapter => rest,
-        _ => keys,
-    };
-    match keys {
-        [] => Extra::Text,
-        [one] if starts => text(one).map_or(Extra::NotText, Extra::Salt),
-        _ => Extra::NotText,
-    }
+    let tier = tier(fields.medium).filter(|_| fields.locality != Field::Is("REMOTE"));
+    Ok(tier.map(|tier| Record::Removed { hashes, tier, group: known(fields.group) }))
 }
 
-/// Where a medium lies; `None` for one whose speed is unknown.
-fn tier(medium: Option<&ValueRef<'_>>) -> Option<Tier> {
-    let Some(medium) = medium else { return Some(Tier::Gpu) };
-    let name = text(medium)?.to_ascii_lowercase();
-    match name.as_str() {
-        "gpu" => Some(Tier::Gpu),
-        _ if name.starts_with("cpu") => Some(Tier::Cpu),
-        "storage" | "disk" | "external" => Some(Tier::Disk),
+/// Where a medium lies; `None` for one whose speed is unknown, or that is not the engine's own.
+fn tier(medium: Field<&str>) -> Option<Tier> {
+    let name = match medium {
+        Field::Absent => return Some(Tier::Gpu),
+        Field::Is(name) => name,
+        Field::Unreadable => return None,
+    };
+    let begins = |with: &str| name.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+    match name.len() {
+        3 if begins("gpu") => Some(Tier::Gpu),
+        _ if begins("cpu") => Some(Tier::Cpu),
+        7 if begins("storage") => Some(Tier::Disk),
+        4 if begins("disk") => Some(Tier::Disk),
         _ => None,
     }
+}
+
+fn known<T>(field: Field<T>) -> Option<T> {
+    if let Field::Is(value) = field { Some(value) } else { None }
+}
+
+/// Appends a list to `out`. One that cannot be read leaves values there; its event is left out or refused.
+#[inline]
+fn list<'a, T>(
+    out: &mut Vec<T>,
+    reader: &mut Reader<'a>,
+    item: impl Fn(&mut Reader<'a>) -> Result<Field<T>, Malformed>,
+) -> Result<Field<Span>, Malformed> {
+    let n = match reader.value()? {
+        Value::List(n) => n,
+        Value::Nil => return Ok(Field::Absent),
+        other => {
+            reader.skip_inside(other)?;
+            return Ok(Field::Unreadable);
+        }
+    };
+    let start = out.len();
+    out.reserve(n);
+    for read in 1..=n {
+        let Field::Is(item) = item(reader)? else {
+            reader.skip_all(n - read)?;
+            return Ok(Field::Unreadable);
+        };
+        out.push(item);
+    }
+    Ok(Field::Is(Span { start, end: out.len() }))
 }
 
 /// A block hash as 64 bits: a number in two's complement, or the last 8 bytes, big-endian.
-fn hash(value: &ValueRef<'_>) -> Option<u64> {
-    match value {
-        ValueRef::Integer(n) => n.as_u64().or_else(|| n.as_i64().map(i64::cast_unsigned)),
-        ValueRef::Binary(bytes) => Some(bytes.iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))),
-        _ => None,
+#[inline]
+fn hash(reader: &mut Reader<'_>) -> Result<Field<u64>, Malformed> {
+    if let Some(n) = reader.unsigned() {
+        return Ok(Field::Is(n));
     }
+    Ok(match reader.value()? {
+        Value::Unsigned(n) => Field::Is(n),
+        Value::Negative(n) => Field::Is(n.cast_unsigned()),
+        Value::Bytes(bytes) => Field::Is(bytes.iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))),
+        Value::Nil => Field::Absent,
+        other => {
+            reader.skip_inside(other)?;
+            Field::Unreadable
+        }
+    })
 }
 
 /// A token id; from engines with speculative heads a pair of which the first is the token.
-fn token(value: &ValueRef<'_>) -> Option<u32> {
-    match value {
-        ValueRef::Array(pair) => small(pair.first()?),
-        _ => small(value),
+#[inline]
+fn token(reader: &mut Reader<'_>) -> Result<Field<u32>, Malformed> {
+    if let Some(n) = reader.unsigned() {
+        return Ok(u32::try_from(n).map_or(Field::Unreadable, Field::Is));
+    }
+    match reader.value()? {
+        Value::List(n @ 1..) => {
+            let first = small(reader)?;
+            reader.skip_all(n - 1)?;
+            Ok(first)
+        }
+        value => as_small(value, reader),
     }
 }
 
-fn small(value: &ValueRef<'_>) -> Option<u32> {
-    match value {
-        ValueRef::Integer(n) => u32::try_from(n.as_u64()?).ok(),
-        _ => None,
-    }
+#[inline]
+fn small(reader: &mut Reader<'_>) -> Result<Field<u32>, Malformed> {
+    let value = reader.value()?;
+    as_small(value, reader)
 }
 
-fn number(value: &ValueRef<'_>) -> Option<f64> {
-    match value {
-        ValueRef::F64(n) => Some(*n),
-        ValueRef::F32(n) => Some(f64::from(*n)),
-        ValueRef::Integer(n) => n.as_f64(),
-        _ => None,
-    }
+#[inline]
+fn as_small(value: Value<'_>, reader: &mut Reader<'_>) -> Result<Field<u32>, Malformed> {
+    Ok(match value {
+        Value::Unsigned(n) => u32::try_from(n).map_or(Field::Unreadable, Field::Is),
+        Value::Nil => Field::Absent,
+        other => {
+            reader.skip_inside(other)?;
+            Field::Unreadable
+        }
+    })
 }
 
-fn text<'a>(value: &'a ValueRef<'a>) -> Option<&'a str> {
-    match value {
-        ValueRef::String(s) => s.as_str(),
-        _ => None,
-    }
+fn text<'a>(reader: &mut Reader<'a>) -> Result<Field<&'a str>, Malformed> {
+    let value = reader.value()?;
+    as_text(value, reader)
+}
+
+fn as_text<'a>(value: Value<'a>, reader: &mut Reader<'a>) -> Result<Field<&'a str>, Malformed> {
+    Ok(match value {
+        Value::Text(Some(text)) => Field::Is(text),
+        Value::Nil => Field::Absent,
+        other => {
+            reader.skip_inside(other)?;
+            Field::Unreadable
+        }
+    })
+}
+
+fn number(reader: &mut Reader<'_>) -> Result<Option<f64>, Malformed> {
+    Ok(match reader.value()? {
+        Value::Float(n) => Some(n),
+        Value::Unsigned(n) => Some(n as f64),
+        Value::Negative(n) => Some(n as f64),
+        other => {
+            reader.skip_inside(other)?;
+            None
+        }
+    })
+}
+
+/// Where a value begins, gone past.
+fn later<'a>(reader: &mut Reader<'a>) -> Result<Reader<'a>, Malformed> {
+    let here = *reader;
+    reader.skip()?;
+    Ok(here)
 }

@@ -6,6 +6,10 @@
 //! removed would stay counted as held, so one that cannot be read makes the whole batch unreadable.
 
 mod decode;
+mod extra;
+mod msgpack;
+#[cfg(test)]
+mod msgpack_tests;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +66,10 @@ pub struct Stored<'b> {
     pub salt: Option<&'b str>,
     /// How many of the blocks, from the first, consist of text: images and embeddings have made-up token ids.
     pub readable: usize,
+    /// The engine may only be saying again what it holds, without a removal to come for it (vLLM's
+    /// `kv_cache_report_mode: full`): this is a copy more only of blocks that are not held on `tier` yet. Where it was
+    /// a copy more of others too, they count as gone when the first of their copies goes.
+    pub may_repeat: bool,
 }
 
 /// Blocks of which one copy was dropped.
@@ -120,6 +128,7 @@ impl Batch {
                     adapter: text(stored.adapter),
                     salt: text(stored.salt),
                     readable: stored.readable,
+                    may_repeat: stored.may_repeat,
                 })
             }
             Record::Removed { hashes, tier, group } => Event::Removed(Removed {
@@ -152,6 +161,7 @@ struct StoredRecord {
     adapter: Option<Span>,
     salt: Option<Span>,
     readable: usize,
+    may_repeat: bool,
 }
 
 /// A part of one of a batch's vectors.
@@ -162,6 +172,10 @@ struct Span {
 }
 
 impl Span {
+    fn len(self) -> usize {
+        self.end - self.start
+    }
+
     fn range(self) -> std::ops::Range<usize> {
         self.start..self.end
     }

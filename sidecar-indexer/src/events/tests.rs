@@ -94,9 +94,13 @@ fn hashes_are_read_from_negative_numbers_and_from_bytes() {
 
 #[test]
 fn media_are_read_whatever_their_case() {
-    for (medium, expected) in
-        [("gpu", Tier::Gpu), ("cpu", Tier::Cpu), ("CPU_PINNED", Tier::Cpu), ("STORAGE", Tier::Disk)]
-    {
+    for (medium, expected) in [
+        ("gpu", Tier::Gpu),
+        ("cpu", Tier::Cpu),
+        ("CPU_PINNED", Tier::Cpu),
+        ("STORAGE", Tier::Disk),
+        ("Disk", Tier::Disk),
+    ] {
         let event = list(["BlockRemoved".into(), list([1.into()]), medium.into()]);
         let batch = batch_of([event]);
         let [Event::Removed(removed)] = list_of(&batch)[..] else { panic!("not one removal") };
@@ -165,22 +169,118 @@ fn an_adapter_known_only_by_number_is_not_read() {
 }
 
 #[test]
-fn sglang_salts_and_token_pairs_are_read() {
+fn of_token_pairs_the_first_is_the_token() {
     let pair = |a: u32| list([a.into(), (a + 1).into()]);
-    let own = map(&[("cache_salt", "tenant".into())]);
-    let event = list([
-        "BlockStored".into(),
-        list([(-7i64).into()]),
-        Value::Nil,
-        list([pair(1), pair(2)]),
-        2.into(),
-        Value::Nil,
-        "GPU".into(),
-        own,
-    ]);
-    let batch = batch_of([event]);
-    let stored = only(&batch);
-    assert_eq!((stored.tokens, stored.salt), (&[1, 2][..], Some("tenant")));
+    let tokens = list([pair(1), pair(2)]);
+    let event = list(["BlockStored".into(), list([7.into()]), Value::Nil, tokens, 2.into()]);
+    assert_eq!(only(&batch_of([event])).tokens, [1, 2]);
+}
+
+#[test]
+fn salts_of_sglang_are_read_from_maps_only() {
+    let batch = batch_of([named(&[("cache_salt", "tenant".into())])]);
+    assert_eq!(only(&batch).salt, Some("tenant"));
+    // In arrays a salted block had the hash of an unsalted one.
+    let own = |pairs: &[(&str, Value)]| {
+        let tokens = list([1.into(), 2.into()]);
+        let hashes = list([(-7i64).into()]);
+        list(["BlockStored".into(), hashes, Value::Nil, tokens, 2.into(), Value::Nil, "GPU".into(), map(pairs)])
+    };
+    let salted = own(&[("cache_salt", "tenant".into()), ("session_id", "s".into())]);
+    let batch = batch_of([salted, own(&[("session_id", "s".into())])]);
+    assert_eq!((only(&batch).hashes, only(&batch).salt, batch.skipped), (&[u64::MAX - 6][..], None, 1));
+}
+
+#[test]
+fn what_lies_elsewhere_is_not_held() {
+    let hashes = list([7.into()]);
+    let removed = |medium: &str, locality: &str| {
+        let fields = [("type", "BlockRemoved"), ("medium", medium), ("locality", locality)];
+        let mut fields: Vec<_> = fields.map(|(name, value)| (name, Value::from(value))).to_vec();
+        fields.push(("block_hashes", hashes.clone()));
+        map(&fields)
+    };
+    for (event, skipped) in [
+        (named(&[("locality", "REMOTE".into())]), 1),
+        (named(&[("locality", "LOCAL".into())]), 0),
+        (removed("STORAGE", "REMOTE"), 1),
+        (removed("EXTERNAL", "LOCAL"), 1),
+        (removed("STORAGE", "LOCAL"), 0),
+        (removed("STORAGE", "elsewhere"), 0),
+    ] {
+        assert_eq!(batch_of([event.clone()]).skipped, skipped, "{event}");
+    }
+}
+
+#[test]
+fn copies_on_slower_tiers_may_come_without_tokens() {
+    let without = |medium: &str, tokens: Value| {
+        let hashes = list([7.into()]);
+        list(["BlockStored".into(), hashes, Value::Nil, tokens, 16.into(), Value::Nil, medium.into()])
+    };
+    let batch = batch_of([without("cpu", list([])), without("CPU", Value::Nil), without("GPU", list([]))]);
+    assert_eq!((batch.len(), batch.skipped), (2, 1));
+    assert!(batch.events().all(|e| matches!(e, Event::Stored(Stored { block_size: 0, tokens: [], .. }))));
+}
+
+#[test]
+fn images_in_events_of_tensorrt_llm_are_not_text() {
+    let image = map(&[("mm_objects", list([]))]);
+    for (infos, readable) in [
+        (list([Value::Nil, Value::Nil]), 2),
+        (list([Value::Nil, image.clone()]), 1),
+        (list([image.clone(), Value::Nil]), 0),
+        (list([Value::Nil]), 0),
+        (image, 0),
+        (Value::Nil, 2),
+    ] {
+        let batch = batch_of([named(&[("block_mm_infos", infos.clone())])]);
+        assert_eq!(only(&batch).readable, readable, "{infos}");
+    }
+}
+
+#[test]
+fn only_stores_from_the_start_in_maps_may_repeat_what_is_held() {
+    let array = list(["BlockStored".into(), list([7.into()]), Value::Nil, list([1.into()]), 1.into()]);
+    for (event, may) in [
+        (named(&[]), true),
+        (named(&[("parent_block_hash", 6.into())]), false),
+        (named(&[("medium", "CPU".into())]), false),
+        (array, false),
+    ] {
+        assert_eq!(only(&batch_of([event.clone()])).may_repeat, may, "{event}");
+    }
+}
+
+#[test]
+fn fields_of_a_map_come_in_any_order() {
+    let Value::Map(mut fields) = named(&[("extra_keys", list([list(["salt".into()]), Value::Nil]))]) else { panic!() };
+    let expected = batch_of([Value::Map(fields.clone())]);
+    for _ in 0..fields.len() {
+        fields.rotate_left(1);
+        assert_eq!(batch_of([Value::Map(fields.clone())]), expected);
+    }
+}
+
+#[test]
+fn lengths_are_not_believed() {
+    // An array of 4 billion hashes, tokens or events in a few bytes.
+    let huge = [0xdd, 0xff, 0xff, 0xff, 0xff];
+    let before_events = [&[0x92, 0x01][..], &huge].concat();
+    let mut before_hashes = encode(&"BlockStored".into());
+    before_hashes.splice(..0, [0x92, 0x01, 0x91, 0x92]);
+    for start in [before_events, [&before_hashes[..], &huge].concat(), huge.to_vec()] {
+        assert_eq!(decode(&start), Err(DecodeError::NotMsgpack));
+    }
+}
+
+#[test]
+fn deep_nesting_costs_no_stack() {
+    let mut payload = vec![0x93, 0x01, 0x90];
+    payload.extend(std::iter::repeat_n(0x91, 1_000_000));
+    assert_eq!(decode(&payload), Err(DecodeError::NotMsgpack));
+    payload.push(0xc0);
+    assert!(decode(&payload).unwrap().is_empty());
 }
 
 #[test]

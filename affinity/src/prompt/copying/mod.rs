@@ -27,7 +27,8 @@ pub(super) struct Copying {
 /// Finds out whether a template only copies contents; the error says what else it does.
 pub(super) fn copying(tree: &Stmt<'_>) -> Result<Copying, &'static str> {
     let Stmt::Template(template) = tree else { return Err("it is no template") };
-    let mut judge = Judge { names: BTreeMap::from([("messages", Messages), ("loop", Loop)]), ..Judge::default() };
+    let mut judge = Judge::default();
+    judge.names.extend([("messages", Messages), ("loop", Loop)]);
     // Kinds only ever move up a lattice of height 3, so this ends; the bound is for the proof's sake.
     for _ in 0..ROUNDS {
         judge.changed = false;

@@ -15,7 +15,7 @@ mod tools;
 use super::Unknown;
 use super::conversation::{Content, Conversation, Message, Part, Tool};
 use super::json::Json;
-use super::scan::any_place;
+use affinity_scan::any_place;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -121,7 +121,8 @@ impl Prompt {
     fn turns(&mut self, messages: &[Message<'_>]) -> Result<(), Unknown> {
         let answered = messages.iter().rposition(|message| message.role == "assistant" && answers(message));
         let calls = messages.iter().flat_map(|message| &message.tool_calls);
-        let names: BTreeMap<&str, &str> = calls.map(|call| (call.id.as_ref(), call.name.as_ref())).collect();
+        let mut names = BTreeMap::new();
+        names.extend(calls.map(|call| (call.id.as_ref(), call.name.as_ref())));
         for (number, message) in messages.iter().enumerate() {
             match message.role.as_ref() {
                 "assistant" => {

@@ -97,7 +97,8 @@ impl<'a> Uses<'a> {
             }
             Node::Stmt(Stmt::WithBlock(with)) => {
                 self.scope(&with.body);
-                let targets: BTreeSet<&str> = with.assignments.iter().filter_map(|(target, _)| name(target)).collect();
+                let mut targets = BTreeSet::new();
+                targets.extend(with.assignments.iter().filter_map(|(target, _)| name(target)));
                 if with.assignments.iter().any(|(_, value)| mentions(value, &targets)) {
                     self.refuse("the template's with block uses what it sets");
                 }
@@ -106,7 +107,8 @@ impl<'a> Uses<'a> {
                 self.scope(&declared.body);
                 declared.args.iter().for_each(|parameter| self.base(parameter));
                 self.macros.insert(declared.name);
-                let parameters: BTreeSet<&str> = declared.args.iter().filter_map(name).collect();
+                let mut parameters = BTreeSet::new();
+                parameters.extend(declared.args.iter().filter_map(name));
                 if declared.defaults.iter().any(|default| mentions(default, &parameters)) {
                     self.refuse("a macro's default uses another of its parameters");
                 }

@@ -3,6 +3,7 @@
 use super::methods::replace;
 use super::text::{casing, split_lines, strip};
 use super::values::{self, Float, Generator, List, Map, python_str};
+use crate::order::sort_by;
 use crate::prompt::json::{Fields, Json};
 use crate::prompt::json_text::{self, Style};
 use minijinja::value::{DynObject, Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
@@ -361,7 +362,7 @@ fn sorted(
         return Err(unknown());
     }
     // Both sorts are stable; Python's is when it is reversed, too.
-    keyed.sort_by(|(_, a, _), (_, b, _)| if reverse { b.cmp(a) } else { a.cmp(b) });
+    sort_by(&mut keyed, |(_, a, _), (_, b, _)| if reverse { b.cmp(a) } else { a.cmp(b) });
     Ok(keyed.into_iter().map(|(.., item)| item).collect())
 }
 

@@ -13,9 +13,9 @@ mod turns;
 use super::conversation::{Content, Conversation, Message, Part, Tool};
 use super::json::{Fields, Json, field};
 use super::json_text::{self, Style};
-use super::needles::Needles;
 use super::{Rendered, Unknown};
 use crate::profile::MistralFormat;
+use affinity_scan::Needles;
 use turns::{Call, Piece, Turn, Turns};
 
 /// All texts of control tokens that prompts or answers may hold.

@@ -3,6 +3,7 @@
 use super::super::Unknown;
 use super::super::conversation::{Content, Conversation, Message, Part, ToolCall};
 use super::super::json::{Fields, Json};
+use crate::order::sort_by_key;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -191,12 +192,13 @@ fn sorted<'c>(mut answers: Vec<Turn<'c>>, called: &[&str], version: u8) -> Resul
     if version < 11 {
         return Ok(answers);
     }
-    let place: BTreeMap<&str, usize> = called.iter().copied().zip(0..).collect();
+    let mut place = BTreeMap::new();
+    place.extend(called.iter().copied().zip(0..));
     // Whole, they may still differ, and not every endpoint cuts them.
     if place.len() < called.len() {
         return Err(Unknown::Feature("tool_call_id"));
     }
-    answers.sort_by_key(|answer| match answer {
+    sort_by_key(&mut answers, |answer| match answer {
         Turn::Tool { id, .. } => place.get(id).copied().unwrap_or(usize::MAX),
         _ => usize::MAX,
     });

@@ -5,7 +5,7 @@
 //! text has been replaced by a string that names it. One string takes the place of another, so whether the body is
 //! JSON of the right shape does not change. A body with anything unusual in it is left as it is.
 
-use super::scan::{BLOCK, copy_text, simple_escape};
+use super::{BLOCK, copy_text, plain, simple_escape};
 use std::borrow::Cow;
 
 /// Begins the strings that name texts. No string of the body itself does: such a body is left as it is.
@@ -17,7 +17,8 @@ const FIELDS: [&[u8]; 3] = [b"content", b"text", b"prompt"];
 
 /// A body without its texts, and the texts.
 #[derive(Debug, Default)]
-pub(super) struct Lifted {
+pub struct Lifted {
+    /// JSON, with names in place of the texts.
     pub body: Vec<u8>,
     /// As they stood in the body: not yet known to be UTF-8.
     texts: Vec<u8>,
@@ -27,9 +28,10 @@ pub(super) struct Lifted {
 
 impl Lifted {
     /// `None`: the body is to be parsed as it is.
+    #[must_use]
     pub fn of(body: &[u8]) -> Option<Self> {
         let mut reader = Reader { body, at: 0, texts: vec![0; body.len() + BLOCK], end: 0 };
-        let (mut rest, mut ends, mut copied) = (Vec::with_capacity(1024), Vec::new(), 0);
+        let (mut rest, mut ends, mut copied) = (Vec::with_capacity(1024), Vec::with_capacity(32), 0);
         // Of the string before, if there was only a colon since.
         let mut field: &[u8] = b"";
         let mut colon = false;
@@ -38,7 +40,7 @@ impl Lifted {
             match byte {
                 b'"' if colon && FIELDS.contains(&field) => {
                     rest.extend_from_slice(body.get(copied..reader.at)?);
-                    rest.extend_from_slice(format!("{TAG}{}", ends.len()).as_bytes());
+                    name(ends.len(), &mut rest)?;
                     reader.unescape()?;
                     ends.push(reader.end);
                     copied = reader.at;
@@ -63,14 +65,24 @@ impl Lifted {
     }
 
     /// The text that a parsed string names, or is; `None` if it is no UTF-8.
+    #[must_use]
     pub fn text<'a>(&'a self, string: Cow<'a, str>) -> Option<Cow<'a, str>> {
-        let Some(number) = string.strip_prefix(TAG).and_then(|number| number.parse::<usize>().ok()) else {
-            return Some(string);
-        };
+        let number = string.strip_prefix(TAG).and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        let Some(number) = number else { return Some(string) };
         let start = number.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied());
         let text = start.zip(self.ends.get(number).copied()).and_then(|(from, to)| self.texts.get(from..to))?;
         simdutf8::basic::from_utf8(text).ok().map(Cow::Borrowed)
     }
+}
+
+/// Appends the name of a text, without the formatting machinery, as every message has one. `None`: there are too many.
+fn name(number: usize, out: &mut Vec<u8>) -> Option<()> {
+    let number = u16::try_from(number).ok()?;
+    out.extend_from_slice(TAG.encode_utf8(&mut [0; 4]).as_bytes());
+    out.extend(
+        [12, 8, 4, 0].iter().filter_map(|shift| char::from_digit(u32::from(number) >> shift & 15, 16)).map(|c| c as u8),
+    );
+    Some(())
 }
 
 struct Reader<'b> {
@@ -86,6 +98,7 @@ impl<'b> Reader<'b> {
     fn skip(&mut self) -> Option<&'b [u8]> {
         let from = self.at;
         loop {
+            self.at += plain(self.body.get(self.at..)?);
             let byte = *self.body.get(self.at)?;
             self.at += 1;
             match byte {
@@ -259,6 +272,6 @@ mod tests {
             format!(r#"{{"messages":[{{"role":"user","content":"{}\n\u00e9\ud83d\ude42"}}]}}"#, "word ".repeat(9));
         let lifted = Lifted::of(body.as_bytes()).unwrap();
         assert_eq!(lifted.texts, format!("{}\né🙂", "word ".repeat(9)).into_bytes());
-        assert_eq!(lifted.body, "{\"messages\":[{\"role\":\"user\",\"content\":\"\u{F8E2}0\"}]}".as_bytes());
+        assert_eq!(lifted.body, "{\"messages\":[{\"role\":\"user\",\"content\":\"\u{F8E2}0000\"}]}".as_bytes());
     }
 }

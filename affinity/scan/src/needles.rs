@@ -1,11 +1,11 @@
 //! Looks for several short literals in long text.
 
-use super::scan::any_place;
+use super::any_place;
 use std::collections::BTreeMap;
 
 /// Literals to look for, by the byte that tells them best from other text.
 #[derive(Debug, Default)]
-pub(super) struct Needles {
+pub struct Needles {
     by_byte: BTreeMap<u8, Vec<Needle>>,
 }
 
@@ -18,6 +18,7 @@ struct Needle {
 
 impl Needles {
     /// Empty literals are left out.
+    #[must_use]
     pub fn new<'n>(literals: impl IntoIterator<Item = &'n str>) -> Self {
         let mut needles = Self::default();
         for literal in literals {
@@ -29,6 +30,7 @@ impl Needles {
     }
 
     /// Whether any of them is in the text.
+    #[must_use]
     pub fn any_in(&self, text: &str) -> bool {
         self.by_byte.iter().any(|(byte, needles)| {
             let found = |at: usize| needles.iter().any(|needle| needle.lies_at(text.as_bytes(), at));

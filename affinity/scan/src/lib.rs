@@ -1,11 +1,18 @@
 //! Looking through long text, many bytes at a time: 16 with WebAssembly's SIMD, which every Envoy's V8 has; 8 elsewhere.
 //!
+//! A crate of its own, as it is compiled for speed and `affinity` for size (profile `wasm`): what goes over every byte
+//! of a body is here, what goes over its messages is not. Like `affinity`, it knows no host.
+//!
 //! Words are copied one by one: a copy of a whole block would be a call in WebAssembly.
 
+mod lift;
+mod needles;
+
+pub use lift::Lifted;
+pub use needles::Needles;
+
 /// Bytes that are copied and looked at together.
-pub(super) const BLOCK: usize = 16;
-/// The same where only their presence matters.
-const CHUNK: usize = 4 * BLOCK;
+const BLOCK: usize = 16;
 
 /// Copies the text of a JSON string, with its short escapes resolved, up to its quote, a `\u` escape, a wrong character,
 /// or to less than a block before an end. How many bytes were read, and how many written; behind these, `to` may be
@@ -14,7 +21,7 @@ const CHUNK: usize = 4 * BLOCK;
 /// Escapes are resolved here, within the loop: prompts have one every line, and leaving the loop for each took as long
 /// as all the copying.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
+fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
     let (mut read, mut written) = (0, 0);
     loop {
         let block = from.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>);
@@ -39,8 +46,16 @@ pub(super) fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
     }
 }
 
+/// How many bytes come before a quote, a backslash or a control character, or less than a block before the end.
+#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
+fn plain(text: &[u8]) -> usize {
+    let blocks = text.as_chunks().0;
+    let special = blocks.iter().enumerate().find_map(|(number, block)| Some((number, before_special(words(block))?)));
+    special.map_or(blocks.len() * BLOCK, |(number, before)| number * BLOCK + before)
+}
+
 /// What a letter behind a backslash stands for; `u` stands for nothing by itself.
-pub(super) fn simple_escape(letter: u8) -> Option<u8> {
+fn simple_escape(letter: u8) -> Option<u8> {
     Some(match letter {
         b'n' => b'\n',
         b'"' | b'\\' | b'/' => letter,
@@ -54,22 +69,28 @@ pub(super) fn simple_escape(letter: u8) -> Option<u8> {
 
 /// Whether `found` is true of any place of a byte.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
-    let (chunks, rest) = text.as_chunks::<CHUNK>();
-    for (number, chunk) in chunks.iter().enumerate() {
-        if may_hold(chunk.as_chunks().0, byte) {
-            let mut here = (number * CHUNK..).zip(chunk);
-            if here.any(|(at, b)| *b == byte && found(at)) {
-                return true;
-            }
+pub fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
+    let here = |from: usize, bytes: &[u8]| (from..).zip(bytes).any(|(at, b)| *b == byte && found(at));
+    let (blocks, last) = text.as_chunks::<BLOCK>();
+    let (fours, others) = blocks.as_chunks();
+    for (number, four) in fours.iter().enumerate() {
+        let [a, b, c, d] = four;
+        if may_hold([a, b, c, d], byte) && here(number * 4 * BLOCK, four.as_flattened()) {
+            return true;
         }
     }
-    (chunks.len() * CHUNK..).zip(rest).any(|(at, b)| *b == byte && found(at))
+    for (number, block) in (fours.len() * 4..).zip(others) {
+        if may_hold([block; 4], byte) && here(number * BLOCK, block) {
+            return true;
+        }
+    }
+    here(text.len() - last.len(), last)
 }
 
 /// The highest byte of a text, 0 if it is empty.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-pub(super) fn highest(text: &[u8]) -> u8 {
+#[must_use]
+pub fn highest(text: &[u8]) -> u8 {
     text.iter().fold(0, |highest, byte| highest.max(*byte))
 }
 
@@ -90,8 +111,7 @@ mod simd {
     use core::arch::wasm32::{u8x16_bitmask, u8x16_eq, u8x16_lt, u8x16_splat, u64x2, v128_any_true, v128_or};
 
     /// How many bytes come before the first quote, backslash or control character.
-    #[inline]
-    #[target_feature(enable = "simd128")]
+    #[inline(always)]
     pub fn before_special([low, high]: [u64; 2]) -> Option<usize> {
         let block = u64x2(low, high);
         let ends = v128_or(u8x16_eq(block, u8x16_splat(b'"')), u8x16_eq(block, u8x16_splat(b'\\')));
@@ -100,15 +120,13 @@ mod simd {
     }
 
     /// Whether a byte is among these.
-    #[inline]
-    #[target_feature(enable = "simd128")]
-    pub fn may_hold(blocks: &[[u8; BLOCK]], byte: u8) -> bool {
-        let mut same = u8x16_splat(0);
-        for block in blocks {
+    #[inline(always)]
+    pub fn may_hold([a, b, c, d]: [&[u8; BLOCK]; 4], byte: u8) -> bool {
+        let same = |block| {
             let [low, high] = words(block);
-            same = v128_or(same, u8x16_eq(u64x2(low, high), u8x16_splat(byte)));
-        }
-        v128_any_true(same)
+            u8x16_eq(u64x2(low, high), u8x16_splat(byte))
+        };
+        v128_any_true(v128_or(v128_or(same(a), same(b)), v128_or(same(c), same(d))))
     }
 }
 
@@ -135,8 +153,8 @@ mod swar {
     }
 
     /// Whether a byte is among these.
-    pub fn may_hold(blocks: &[[u8; BLOCK]], byte: u8) -> bool {
-        let words = blocks.iter().flat_map(words);
+    pub fn may_hold(blocks: [&[u8; BLOCK]; 4], byte: u8) -> bool {
+        let words = blocks.into_iter().flat_map(words);
         let same = words.fold(0, |same, word| {
             let differing = word ^ (ONES * u64::from(byte));
             same | differing.wrapping_sub(ONES) & !differing

@@ -1,6 +1,7 @@
 //! The index against a model that recomputes everything from the definition after every step.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
-
+use crate::events::{Attention, Event, Removed, Stored};
+use crate::index::{Index, Options};
+use crate::tokens::Vocabulary;
 use affinity::page::{PageEntry, page_of};
 use affinity::prompt::ids_namespace;
 use affinity::{Fingerprint, Slot, Stride, Tier, Tokens, fingerprints, root};
@@ -9,9 +10,6 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use warmpath_indexer::events::{Attention, Event, Removed, Stored};
-use warmpath_indexer::index::{Index, Options};
-use warmpath_indexer::tokens::Vocabulary;
 
 const STRIDE: u32 = 8;
 /// What tokens spell; several spellings of the same bytes, one of nothing. Token 6 is unknown.
@@ -169,6 +167,7 @@ fn stored(hashes: &[u64], tier: Tier) -> Stored<'_> {
         attention: Attention::Full,
         adapter: None,
         salt: None,
+        may_repeat: false,
     }
 }
 
@@ -247,6 +246,7 @@ proptest! {
             let (entries, expected) = (all_entries(&index), model.entries());
             prop_assert_eq!(&entries, &expected, "after {:?}", op);
             prop_assert_eq!(index.table().len(), entries.len());
+            index.check();
             prop_assert_eq!(index.stats().blocks, model.blocks.iter().map(BTreeMap::len).sum::<usize>());
             // A page that reads differently has a new version.
             let now: HashMap<_, _> = entries.into_iter().map(|e| (e.fingerprint, e)).collect();
@@ -262,8 +262,8 @@ proptest! {
             index.clear(Slot(endpoint as u16));
         }
         prop_assert!(index.table().is_empty());
-        let refused = index.stats().refused;
-        prop_assert_eq!(index.stats(), warmpath_indexer::index::Stats { refused, ..Default::default() });
+        index.check();
+        prop_assert_eq!(index.stats(), crate::index::Stats::default());
     }
 }
 
@@ -274,18 +274,10 @@ fn small_index(max_blocks: usize) -> Index {
     index
 }
 
-/// Blocks of 12 bytes each, named 0, 1, ... 99.
-fn sequence(hashes: std::ops::Range<usize>, parent: Option<u64>) -> Stored<'static> {
-    static HASHES: [u64; 100] = {
-        let (mut hashes, mut i) = ([0; 100], 0);
-        while i < 100 {
-            hashes[i] = i as u64;
-            i += 1;
-        }
-        hashes
-    };
-    let hashes = &HASHES[hashes];
-    Stored { parent, tokens: &[4; 100][..hashes.len()], block_size: 1, ..stored(hashes, Tier::Gpu) }
+/// One block of 12 bytes for each hash.
+fn sequence(hashes: &[u64], parent: Option<u64>) -> Stored<'_> {
+    const TOKENS: [u32; 100] = [4; 100];
+    Stored { parent, tokens: &TOKENS[..hashes.len()], block_size: 1, ..stored(hashes, Tier::Gpu) }
 }
 
 fn remove(hashes: &[u64], group: Option<u32>) -> Event<'_> {
@@ -293,40 +285,85 @@ fn remove(hashes: &[u64], group: Option<u32>) -> Event<'_> {
 }
 
 #[test]
-fn a_full_index_leaves_out_new_blocks_and_takes_them_again_when_there_is_room() {
+fn a_conversation_longer_than_the_index_is_held_up_to_there() {
     let mut index = small_index(10);
-    index.apply(Slot(0), &Event::Stored(sequence(0..30, None)));
-    let stats = index.stats();
-    assert!(stats.blocks <= 10 && stats.nodes <= 10, "{stats:?}");
-    assert_eq!(stats.blocks as u64 + stats.refused, 30);
+    let hashes: Vec<u64> = (0..30).collect();
+    index.apply(Slot(0), &Event::Stored(sequence(&hashes, None)));
+    index.check();
+    assert_eq!((index.stats().blocks, index.stats().evicted), (10, 20));
     index.apply(Slot(0), &Event::Cleared);
-    index.apply(Slot(0), &Event::Stored(sequence(0..5, None)));
+    index.apply(Slot(0), &Event::Stored(sequence(&hashes[..5], None)));
     assert_eq!(index.stats().blocks, 5);
+}
+
+#[test]
+fn what_was_not_used_for_the_longest_time_goes_first_and_from_its_end() {
+    let mut index = small_index(300);
+    let prefix: Vec<u64> = (0..5).collect();
+    index.apply(Slot(0), &Event::Stored(sequence(&prefix, None)));
+    let conversation = |index: &mut Index, n: u64| {
+        let hashes: Vec<u64> = (n * 100..n * 100 + 90).collect();
+        // Tokens of its own, so that contents differ.
+        let tokens: Vec<u32> = (0..90).map(|i| if (n >> (i % 8)) & 1 == 1 { 4 } else { 0 }).collect();
+        index.apply(Slot(0), &Event::Stored(Stored { tokens: &tokens, ..sequence(&hashes, Some(4)) }));
+        index.check();
+    };
+    let held = |index: &Index, n: u64| index.resident(Slot(0)).filter(|(hash, _)| hash / 100 == n).count();
+    for n in 1..4 {
+        conversation(&mut index, n);
+    }
+    // The first one goes on: now the second is the coldest.
+    index.apply(Slot(0), &Event::Stored(sequence(&[190, 191], Some(189))));
+    conversation(&mut index, 4);
+    assert_eq!((held(&index, 0), held(&index, 1), held(&index, 3), held(&index, 4)), (5, 92, 90, 90));
+    assert!(held(&index, 2) < 90);
+    assert!(index.stats().blocks <= 300 && index.stats().evicted > 0, "{:?}", index.stats());
+    // What is left of the second is its beginning.
+    let first = index.resident(Slot(0)).map(|(hash, _)| hash).filter(|hash| hash / 100 == 2).max();
+    assert_eq!(first.map_or(0, |hash| hash - 199), held(&index, 2) as u64);
+}
+
+#[test]
+fn blocks_outside_the_tree_have_their_share() {
+    let mut index = small_index(10_000);
+    for n in 0..2_000u64 {
+        let hashes: Vec<u64> = (n * 10 + 1_000_000..n * 10 + 1_000_010).collect();
+        index.apply(Slot(0), &Event::Stored(Stored { readable: 0, ..sequence(&hashes, None) }));
+        let hashes: Vec<u64> = (n * 10..n * 10 + 10).collect();
+        index.apply(Slot(0), &Event::Stored(sequence(&hashes, Some(u64::MAX - n))));
+        index.check();
+    }
+    let stats = index.stats();
+    assert!(stats.unmatchable <= 5_010 && stats.orphans <= 10_000 && stats.blocks <= 10_000, "{stats:?}");
+    assert_eq!(stats.blocks as u64 + stats.evicted, 40_000);
+    let hashes: Vec<u64> = (5_000_000..5_000_100).collect();
+    index.apply(Slot(0), &Event::Stored(sequence(&hashes, None)));
+    assert_eq!(index.stats().nodes, 100);
 }
 
 #[test]
 fn a_block_stored_twice_stays_until_it_is_removed_twice() {
     let mut index = small_index(100);
-    index.apply(Slot(0), &Event::Stored(sequence(0..3, None)));
-    index.apply(Slot(0), &Event::Stored(sequence(2..3, Some(1))));
+    index.apply(Slot(0), &Event::Stored(sequence(&[0, 1, 2], None)));
+    index.apply(Slot(0), &Event::Stored(sequence(&[2], Some(1))));
     let full = index.table().len();
     index.apply(Slot(0), &remove(&[2], None));
     assert_eq!(index.table().len(), full);
     index.apply(Slot(0), &remove(&[2], None));
     assert!(index.table().len() < full);
     index.apply(Slot(0), &remove(&[2], None));
-    index.apply(Slot(0), &Event::Stored(sequence(2..3, Some(1))));
+    index.apply(Slot(0), &Event::Stored(sequence(&[2], Some(1))));
     assert_eq!(index.table().len(), full, "a removal too many does not count against a later store");
 }
 
 #[test]
 fn removals_in_another_cache_group_do_not_count() {
     let mut index = small_index(100);
-    let window = Stored { group: 0, attention: Attention::Partial, ..sequence(0..3, None) };
+    let window = Stored { group: 0, attention: Attention::Partial, ..sequence(&[0, 1, 2], None) };
     index.apply(Slot(0), &Event::Stored(window));
     assert_eq!(index.stats().blocks, 0, "a window's blocks say nothing of a prefix");
-    index.apply(Slot(0), &Event::Stored(Stored { group: 1, ..sequence(0..3, None) }));
-    index.apply(Slot(0), &Event::Stored(Stored { group: 2, ..sequence(0..3, None) }));
+    index.apply(Slot(0), &Event::Stored(Stored { group: 1, ..sequence(&[0, 1, 2], None) }));
+    index.apply(Slot(0), &Event::Stored(Stored { group: 2, ..sequence(&[0, 1, 2], None) }));
     assert_eq!(index.resident(Slot(0)).map(|(_, n)| n).collect::<Vec<_>>(), [1, 1, 1]);
     index.apply(Slot(0), &remove(&[0, 1], Some(0)));
     assert_eq!(index.stats().blocks, 3);
@@ -337,15 +374,15 @@ fn removals_in_another_cache_group_do_not_count() {
 #[test]
 fn tiers_that_are_not_asked_for_do_not_count() {
     let mut index = small_index(100);
-    index.apply(Slot(0), &Event::Stored(Stored { tier: Tier::Cpu, ..sequence(0..3, None) }));
+    index.apply(Slot(0), &Event::Stored(Stored { tier: Tier::Cpu, ..sequence(&[0, 1, 2], None) }));
     assert_eq!(index.stats().blocks, 0);
 }
 
 #[test]
 fn text_up_to_an_image_is_indexed_and_nothing_after_it() {
     let mut index = small_index(100);
-    index.apply(Slot(0), &Event::Stored(Stored { readable: 2, ..sequence(0..4, None) }));
-    index.apply(Slot(0), &Event::Stored(sequence(4..6, Some(3))));
+    index.apply(Slot(0), &Event::Stored(Stored { readable: 2, ..sequence(&[0, 1, 2, 3], None) }));
+    index.apply(Slot(0), &Event::Stored(sequence(&[4, 5], Some(3))));
     assert_eq!(index.table().len(), 24 / STRIDE as usize);
     assert_eq!((index.stats().unmatchable, index.stats().orphans), (4, 0));
 }
@@ -355,7 +392,7 @@ fn what_is_held_can_be_found_by_token_ids_too() {
     let options = Options { stride: Stride::new(STRIDE).unwrap(), max_blocks: 100, tiers: vec![Tier::Gpu] };
     let mut index = Index::new(options, 1);
     index.add(Slot(0), "m", &vocabulary(), true);
-    index.apply(Slot(0), &Event::Stored(sequence(0..4, None)));
+    index.apply(Slot(0), &Event::Stored(sequence(&[0, 1, 2, 3], None)));
     let found = |namespace: &str, bytes: &[u8]| {
         let mut prefixes = Vec::new();
         fingerprints(Stride::new(STRIDE).unwrap(), root(namespace, None), bytes, &mut prefixes);

@@ -1,0 +1,117 @@
+//! Other indexers, and what they know: a stream that begins with nothing is offered a checkpoint of a peer, or of the
+//! store that all write to. It counts only once the engine's own replay has proved it (see [`crate::stream`]), so
+//! peers and store can be slow, gone, stale or wrong without harm.
+
+mod peers;
+mod store;
+
+pub use peers::POSITION;
+pub use store::Store;
+
+use crate::app::App;
+use crate::endpoints::Key;
+use crate::holdings::Holdings;
+use crate::stream::{Checkpoint, Position};
+use anyhow::{Context, Result, ensure};
+use peers::Peers;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Of the layout of snapshots; others are not read.
+const FORMAT: u8 = 1;
+
+/// An endpoint's holdings as of a place in its stream.
+#[derive(Debug)]
+pub struct Offer {
+    /// The place.
+    pub checkpoint: Checkpoint,
+    /// The holdings.
+    pub holdings: Holdings,
+}
+
+/// An [`Offer`] on its way: a byte that says the format, then this in msgpack.
+#[derive(Debug, Serialize, Deserialize)]
+struct Snapshot {
+    endpoint: String,
+    next: u64,
+    last: f64,
+    partial: bool,
+    holdings: Holdings,
+}
+
+impl Offer {
+    /// Written for others.
+    ///
+    /// # Errors
+    /// When the holdings cannot be written.
+    pub fn encode(self, key: Key) -> Result<Vec<u8>> {
+        let Checkpoint { position: Position { next, last }, partial } = self.checkpoint;
+        let snapshot = Snapshot { endpoint: key.to_string(), next, last, partial, holdings: self.holdings };
+        let mut bytes = vec![FORMAT];
+        rmp_serde::encode::write(&mut bytes, &snapshot)?;
+        Ok(bytes)
+    }
+
+    /// Reads what was written for this endpoint.
+    ///
+    /// # Errors
+    /// When it is of another version, of another endpoint, or no snapshot.
+    pub fn decode(bytes: &[u8], key: Key) -> Result<Self> {
+        let bytes = bytes.strip_prefix(&[FORMAT]).context("it is of another version of Warmpath")?;
+        let snapshot: Snapshot = rmp_serde::from_slice(bytes).context("it cannot be read")?;
+        ensure!(snapshot.endpoint == key.to_string(), "it is of {}", snapshot.endpoint);
+        let position = Position { next: snapshot.next, last: snapshot.last };
+        ensure!(position.provable(), "its position {position:?} is none");
+        Ok(Self { checkpoint: Checkpoint { position, partial: snapshot.partial }, holdings: snapshot.holdings })
+    }
+}
+
+/// Whom to ask.
+pub struct Company {
+    app: Arc<App>,
+    peers: Option<Peers>,
+    store: Option<Arc<Store>>,
+}
+
+impl Company {
+    /// These peers and this store, if any. `limit`: most bytes that a snapshot may have.
+    ///
+    /// # Errors
+    /// When there can be no HTTP client.
+    pub fn new(app: Arc<App>, peers: &[String], store: Option<Arc<Store>>, limit: usize) -> Result<Self> {
+        let peers = if peers.is_empty() { None } else { Some(Peers::new(peers, limit)?) };
+        Ok(Self { app, peers, store })
+    }
+
+    /// Whether there is anybody to ask.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.peers.is_some() || self.store.is_some()
+    }
+
+    /// What others know of an endpoint: of the peers the one that is furthest, or else the store. Takes some seconds
+    /// at most.
+    pub async fn seek(&self, key: Key) -> Option<Offer> {
+        if let Some(peers) = &self.peers
+            && let Some(offer) = peers.ask(key).await
+        {
+            self.app.metrics.sought("peer");
+            return Some(offer);
+        }
+        if let Some(store) = &self.store {
+            match store.get(key).await {
+                Ok(Some(offer)) => {
+                    self.app.metrics.sought("store");
+                    return Some(offer);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.app.metrics.store_failed();
+                    tracing::warn!(endpoint = %key, error = format!("{error:#}"), "the store has no use");
+                }
+            }
+        }
+        self.app.metrics.sought("nobody");
+        None
+    }
+}

@@ -1,0 +1,94 @@
+//! Asking peers over HTTP.
+
+use super::Offer;
+use crate::endpoints::Key;
+use anyhow::{Context, Result, ensure};
+use futures::future::join_all;
+use reqwest::{Client, Response, Url};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// Where a snapshot's place is said ahead of it: `NEXT LAST`.
+pub const POSITION: &str = "x-warmpath-position";
+/// For peers to say what they have.
+const ANSWER: Duration = Duration::from_secs(1);
+/// For one of them to send it.
+const BODY: Duration = Duration::from_secs(10);
+/// Snapshots received at a time, over all endpoints.
+const AT_ONCE: usize = 4;
+/// Addresses asked, over all names.
+const MOST: usize = 16;
+
+pub struct Peers {
+    client: Client,
+    urls: Vec<Url>,
+    /// Most bytes of a snapshot.
+    limit: usize,
+    turns: Semaphore,
+}
+
+impl Peers {
+    pub fn new(urls: &[String], limit: usize) -> Result<Self> {
+        let client = Client::builder().connect_timeout(ANSWER).no_proxy().build()?;
+        let parse = |url: &String| Url::parse(url).with_context(|| format!("peers: {url:?} is no URL"));
+        let urls = urls.iter().map(parse).collect::<Result<_>>()?;
+        Ok(Self { client, urls, limit, turns: Semaphore::new(AT_ONCE) })
+    }
+
+    /// The snapshot of the peer that is furthest. We ourselves may be among them: then we say that we have none.
+    pub async fn ask(&self, key: Key) -> Option<Offer> {
+        let urls = timeout(ANSWER, join_all(self.urls.iter().map(addresses))).await.ok()?;
+        let mut urls: Vec<Url> = urls.into_iter().flatten().collect();
+        urls.sort();
+        urls.dedup();
+        urls.truncate(MOST);
+        let answers = urls.iter().map(|url| async { timeout(ANSWER, self.first(url, key)).await.ok()?.ok()? });
+        let mut answers: Vec<(f64, Response)> = join_all(answers).await.into_iter().flatten().collect();
+        // By the engine's clock: numbers of two processes cannot be compared.
+        answers.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (_, answer) in answers {
+            let from = answer.url().clone();
+            let _turn = self.turns.acquire().await.ok()?;
+            let offer = async { Offer::decode(&self.body(answer).await?, key) };
+            match timeout(BODY, offer).await.map_err(anyhow::Error::from).and_then(|offer| offer) {
+                Ok(offer) => return Some(offer),
+                Err(error) => tracing::info!(%from, error = format!("{error:#}"), "a peer's snapshot is of no use"),
+            }
+        }
+        None
+    }
+
+    /// What a peer says ahead of its snapshot; `None` if it has none.
+    async fn first(&self, peer: &Url, key: Key) -> Result<Option<(f64, Response)>> {
+        let mut url = peer.join("/v1/snapshot")?;
+        url.query_pairs_mut().append_pair("endpoint", &key.address.to_string());
+        if let Some(rank) = key.rank {
+            url.query_pairs_mut().append_pair("rank", &rank.to_string());
+        }
+        let answer = self.client.get(url).send().await?.error_for_status()?;
+        let place =
+            answer.headers().get(POSITION).and_then(|value| value.to_str().ok()?.split(' ').nth(1)?.parse().ok());
+        Ok(place.map(|last| (last, answer)))
+    }
+
+    async fn body(&self, mut answer: Response) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await? {
+            ensure!(body.len() + chunk.len() <= self.limit, "it is above {} bytes", self.limit);
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+}
+
+/// A URL for each address behind it.
+async fn addresses(url: &Url) -> Vec<Url> {
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return Vec::new() };
+    let Ok(addresses) = tokio::net::lookup_host((host.trim_matches(['[', ']']), port)).await else { return Vec::new() };
+    let at = |ip| {
+        let mut url = url.clone();
+        url.set_ip_host(ip).is_ok().then_some(url)
+    };
+    addresses.filter_map(|address| at(address.ip())).collect()
+}

@@ -1,0 +1,472 @@
+//! The tree of cached runs, keyed by content and shared by all endpoints, and the table that follows from it.
+//!
+//! A block is *resident* where an endpoint has it, and *rooted* there if every block before it is resident, too. Only
+//! rooted holders go into the table.
+//!
+//! **Invariants:** `rooted(b) = resident(b) and rooted(parent(b))` for every keeper, with the slower of the two
+//! tiers; the table has a row for each fingerprint of a block if and only if the block has a rooted holder; a run's last
+//! block has a resident or something attached to it, and a run without blocks is freed, so a [`BlockId`] may be kept only
+//! by whoever made a keeper hold it; the leaves, runs to which nothing is attached, form a list from coldest to hottest.
+
+use super::holder::{Holder, Keeper, Rooted};
+use super::runs::{BlockId, Content, MOST_RUNS, NO_BLOCK, NO_RUN, Run};
+use super::table::{Row, Table};
+use affinity::page::{MANY, PageEntry, PageWriter, granules, one_holder};
+use affinity::{Chain, Fingerprint, Slot, Stride, Tier, Tokens};
+use hashbrown::HashTable;
+
+pub(super) struct Tree {
+    pub(super) stride: Stride,
+    pub(super) runs: Vec<Run>,
+    pub(super) free: Vec<u32>,
+    /// Runs by their parent and first block. Several where one keeper has several hashes for the same content.
+    pub(super) firsts: HashTable<u32>,
+    pub(super) coldest: u32,
+    pub(super) hottest: u32,
+    blocks: usize,
+    pub(super) table: Table,
+    /// Holders that changed and are still to be told of: run, before, after. Empty between calls.
+    stale: Vec<(u32, Rooted, Rooted)>,
+}
+
+/// What a run is found by.
+fn first_key(parent: BlockId, content: &Content) -> u64 {
+    let Content { chain, size, digest } = content;
+    let mut key = 0x9E37_79B9_7F4A_7C15_u64;
+    for word in [
+        u64::from(parent.run()) << 6 | u64::from(parent.offset()),
+        chain.prefix().0 ^ chain.len(),
+        chain.content(),
+        u64::from(*size) << 16 | u64::from(*digest),
+    ] {
+        key = (key.rotate_left(23) ^ word).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+        key ^= key >> 32;
+    }
+    key
+}
+
+impl Tree {
+    pub(super) fn new(stride: Stride, epoch: u32) -> Self {
+        Self {
+            stride,
+            runs: Vec::new(),
+            free: Vec::new(),
+            firsts: HashTable::new(),
+            coldest: NO_RUN,
+            hottest: NO_RUN,
+            blocks: 0,
+            table: Table::new(epoch),
+            stale: Vec::new(),
+        }
+    }
+
+    /// How many distinct blocks there are.
+    pub(super) fn len(&self) -> usize {
+        self.blocks
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    pub(super) fn run(&self, run: u32) -> Option<&Run> {
+        self.runs.get(run as usize)
+    }
+
+    fn run_mut(&mut self, run: u32) -> Option<&mut Run> {
+        self.runs.get_mut(run as usize)
+    }
+
+    /// The root of a namespace, to be given a block or [`Tree::release`]d.
+    pub(super) fn root(&mut self, namespace: Fingerprint) -> Option<BlockId> {
+        let content = Content { chain: Chain::new(namespace), size: 0, digest: 0 };
+        let key = first_key(NO_BLOCK, &content);
+        let is = |run: &u32| self.run(*run).is_some_and(|r| r.is_root() && r.prefix() == namespace);
+        if let Some(run) = self.firsts.find(key, is) {
+            return Some(BlockId::new(*run, 0));
+        }
+        let run = self.insert(Run::new(NO_BLOCK, content.chain, Tokens(0), 0)?, key)?;
+        Some(BlockId::new(run, 0))
+    }
+
+    /// State of the prefix at a block's end.
+    pub(super) fn chain(&self, block: BlockId) -> Option<Chain> {
+        Some(self.run(block.run())?.chain(usize::from(block.offset()), self.stride))
+    }
+
+    /// The engine's hash of a block that the keeper holds.
+    pub(super) fn hash_at(&self, block: BlockId, keeper: Keeper) -> Option<u64> {
+        self.run(block.run())?.holder(keeper)?.hash(block.offset())
+    }
+
+    /// The block of this content after `parent`, if it is there and the keeper does not hold it under another hash.
+    fn find(&self, parent: BlockId, keeper: Keeper, content: &Content) -> Option<BlockId> {
+        let run = self.run(parent.run())?;
+        let next = parent.offset() + 1;
+        if !run.is_root() && run.next_is(usize::from(next), self.stride, content) && !run.holds(keeper, next) {
+            return Some(BlockId::new(parent.run(), next));
+        }
+        let is = |first: &u32| {
+            self.run(*first)
+                .is_some_and(|r| r.parent == parent && r.next_is(0, self.stride, content) && !r.holds(keeper, 0))
+        };
+        self.firsts.find(first_key(parent, content), is).map(|run| BlockId::new(*run, 0))
+    }
+
+    /// The block of this content after `parent`, there already or new, to be held at once. `prints` are those of the
+    /// strides that end within it; `more` blocks are expected after it. `None` if it is too long, or the tree is full.
+    pub(super) fn child(
+        &mut self,
+        parent: BlockId,
+        keeper: Keeper,
+        content: &Content,
+        prints: &[Fingerprint],
+        more: usize,
+    ) -> Option<BlockId> {
+        if let Some(block) = self.find(parent, keeper, content) {
+            return Some(block);
+        }
+        let stride = self.stride;
+        let above = self.run_mut(parent.run())?;
+        let next = parent.offset() + 1;
+        if above.len() == usize::from(next) && above.push(content, prints, more) {
+            self.blocks += 1;
+            return Some(BlockId::new(parent.run(), next));
+        }
+        let (start, tokens) =
+            (above.chain(usize::from(parent.offset()), stride), above.tokens_end(usize::from(parent.offset())));
+        let mut run = Run::new(parent, start, tokens, content.size)?;
+        if !run.push(content, prints, more) {
+            return None;
+        }
+        let run = self.insert(run, first_key(parent, content))?;
+        self.blocks += 1;
+        if let Some(above) = self.run_mut(parent.run()) {
+            let was_leaf = above.is_leaf() && !above.is_root();
+            above.attach(parent.offset());
+            if was_leaf {
+                self.unlink(parent.run());
+            }
+        }
+        self.link_hottest(run);
+        Some(BlockId::new(run, 0))
+    }
+
+    fn insert(&mut self, run: Run, key: u64) -> Option<u32> {
+        let number = match self.free.pop() {
+            Some(number) => {
+                *self.run_mut(number)? = run;
+                number
+            }
+            None => {
+                let number = u32::try_from(self.runs.len()).ok().filter(|n| *n < MOST_RUNS)?;
+                if self.runs.len() == self.runs.capacity() {
+                    self.runs.reserve_exact(self.runs.len() / 8 + 16);
+                }
+                self.runs.push(run);
+                number
+            }
+        };
+        let (runs, stride) = (&self.runs, self.stride);
+        self.firsts.insert_unique(key, number, |run| key_of(runs, stride, *run));
+        Some(number)
+    }
+
+    /// The keeper has a block that it did not have; about `more` are to follow.
+    pub(super) fn hold(&mut self, block: BlockId, keeper: Keeper, hash: u64, tier: Tier, more: usize) {
+        self.ensure_holder(block.run(), keeper);
+        self.change(block.run(), keeper, |holder| {
+            holder.add(block.offset(), hash, tier, more);
+        });
+    }
+
+    /// Says whether a block that the keeper has is on this tier.
+    pub(super) fn set_tier(&mut self, block: BlockId, keeper: Keeper, tier: Tier, on: bool) {
+        self.change(block.run(), keeper, |holder| holder.set(block.offset(), tier, on));
+    }
+
+    /// The keeper has a block no more. The block may be gone then.
+    pub(super) fn unhold(&mut self, block: BlockId, keeper: Keeper) {
+        self.change(block.run(), keeper, |holder| holder.drop_block(block.offset()));
+        self.prune(block.run(), keeper, false);
+    }
+
+    /// The keeper has no block of a run any more. The run may be gone then. `evicted`: what it was attached to is next.
+    pub(super) fn unhold_run(&mut self, run: u32, keeper: Keeper, evicted: bool) {
+        self.change(run, keeper, Holder::drop_all);
+        self.prune(run, keeper, evicted);
+    }
+
+    /// Makes sure that the keeper has a holder in a run, and in all above it.
+    fn ensure_holder(&mut self, run: u32, keeper: Keeper) {
+        let mut missing = Vec::new();
+        let mut next = run;
+        while let Some(r) = self.run(next).filter(|r| !r.is_root() && r.holder(keeper).is_none()) {
+            missing.push(next);
+            next = r.parent.run();
+        }
+        while let Some(run) = missing.pop() {
+            let Some(parent) = self.run(run).map(|r| r.parent) else { return };
+            let mut holder = Holder::new(keeper, Some(Tier::Gpu));
+            // Whatever is attached to a root is rooted: no change ever comes from there.
+            if let Some(above) = self.run_mut(parent.run()).and_then(|r| r.holder_mut(keeper)) {
+                holder.above = above.rooted().at(parent.offset());
+                holder.next = std::mem::replace(&mut above.first_below, run);
+            }
+            if let Some(next) = self.run_mut(holder.next).and_then(|r| r.holder_mut(keeper)) {
+                next.previous = run;
+            }
+            if let Some(r) = self.run_mut(run)
+                && let Err(at) = r.holders.binary_search_by_key(&keeper, |h| h.keeper)
+            {
+                r.holders.reserve_exact(1);
+                r.holders.insert(at, holder);
+            }
+        }
+    }
+
+    /// Changes what a keeper holds of a run, and follows the consequences down the tree and into the table.
+    fn change(&mut self, run: u32, keeper: Keeper, change: impl FnOnce(&mut Holder)) {
+        let Some(holder) = self.run_mut(run).and_then(|r| r.holder_mut(keeper)) else { return };
+        let before = holder.rooted();
+        change(holder);
+        let after = holder.rooted();
+        let mut stale = std::mem::take(&mut self.stale);
+        stale.push((run, before, after));
+        while let Some((run, before, after)) = stale.pop() {
+            let range = before.changes(after);
+            for offset in range.clone().filter(|offset| before.at(*offset) != after.at(*offset)) {
+                self.tell(run, offset);
+            }
+            let Some(above) = self.run(run).filter(|r| r.forks_within(&range)) else { continue };
+            let mut below = above.holder(keeper).map_or(NO_RUN, |h| h.first_below);
+            while let Some(r) = self.run_mut(below) {
+                let offset = r.parent.offset();
+                let Some(holder) = r.holder_mut(keeper) else { break };
+                let next = holder.next;
+                if before.at(offset) != after.at(offset) {
+                    let was = holder.rooted();
+                    holder.above = after.at(offset);
+                    stale.push((below, was, holder.rooted()));
+                }
+                below = next;
+            }
+        }
+        self.stale = stale;
+    }
+
+    /// Brings the table's rows of a block up to date.
+    fn tell(&mut self, run: u32, offset: u8) {
+        let Some(r) = self.runs.get(run as usize) else { return };
+        let prints = r.prints(usize::from(offset), self.stride);
+        let Some((last, others)) = prints.split_last() else { return };
+        let block = BlockId::new(run, offset);
+        let mut rooted = r.holders.iter().filter_map(|h| Some((h.keeper.slot(), h.rooted().at(offset)?)));
+        let Some((slot, tier)) = rooted.next() else {
+            prints.iter().for_each(|print| self.table.unset(*print, block));
+            return;
+        };
+        let holder = if rooted.next().is_some() { MANY } else { one_holder(slot, tier) };
+        let (at_last, at_others) = r.tokens_at(usize::from(offset), self.stride);
+        let row = |print: &Fingerprint, tokens| Row { key: print.0 as u32, block, holder, granules: granules(tokens) };
+        others.iter().for_each(|print| self.table.set(*print, row(print, at_others)));
+        self.table.set(*last, row(last, at_last));
+    }
+
+    /// Removes a keeper's holder from a run if nothing needs it, likewise above it; frees what is left empty.
+    fn prune(&mut self, run: u32, keeper: Keeper, evicted: bool) {
+        let mut next = run;
+        while let Some(r) = self.run_mut(next) {
+            let Ok(at) = r.holders.binary_search_by_key(&keeper, |h| h.keeper) else { break };
+            if r.holders.get(at).is_none_or(|h| h.resident() != 0 || h.first_below != NO_RUN) {
+                break;
+            }
+            let (gone, parent) = (r.holders.remove(at), r.parent.run());
+            if r.holders.is_empty() {
+                r.holders = Vec::new();
+            }
+            if let Some(after) = self.run_mut(gone.next).and_then(|r| r.holder_mut(keeper)) {
+                after.previous = gone.previous;
+            }
+            match self.run_mut(gone.previous).and_then(|r| r.holder_mut(keeper)) {
+                Some(before) => before.next = gone.next,
+                None => {
+                    if let Some(above) = self.run_mut(parent).and_then(|r| r.holder_mut(keeper)) {
+                        above.first_below = gone.next;
+                    }
+                }
+            }
+            next = parent;
+        }
+        self.release(run, evicted);
+    }
+
+    /// Cuts what nobody needs of a run, and of those above it if it goes wholly. `evicted`: it is next to go.
+    pub(super) fn release(&mut self, run: u32, evicted: bool) {
+        let mut number = run;
+        loop {
+            let stride = self.stride;
+            let Some(r) = self.run_mut(number) else { return };
+            // Before its first block is gone.
+            let key = first_key(r.parent, &r.content(0, stride));
+            let (cut, parent) = (r.trim(stride), r.parent);
+            let gone = r.len() == 0 && r.is_leaf();
+            self.blocks -= cut;
+            if !gone {
+                return;
+            }
+            let Ok(entry) = self.firsts.find_entry(key, |n| *n == number) else { return };
+            entry.remove();
+            if parent != NO_BLOCK {
+                self.unlink(number);
+            }
+            if let Some(r) = self.run_mut(number) {
+                *r = Run::empty();
+            }
+            self.free.push(number);
+            let Some(above) = self.run_mut(parent.run()) else { return };
+            above.detach(parent.offset());
+            if above.is_leaf() && !above.is_root() {
+                // What was evicted was the coldest, so what it was attached to is now. A removal says little.
+                if evicted {
+                    self.link_coldest(parent.run());
+                } else {
+                    self.link_hottest(parent.run());
+                }
+            }
+            number = parent.run();
+        }
+    }
+
+    /// A leaf was used.
+    pub(super) fn touch(&mut self, run: u32) {
+        if self.hottest != run && self.run(run).is_some_and(|r| r.is_leaf() && !r.is_root()) {
+            self.unlink(run);
+            self.link_hottest(run);
+        }
+    }
+
+    /// The leaf that was not used for the longest time, and is not `except`.
+    pub(super) fn coldest(&self, except: u32) -> Option<u32> {
+        let coldest = if self.coldest == except { self.run(except)?.hotter } else { self.coldest };
+        self.run(coldest).map(|_| coldest)
+    }
+
+    fn link_hottest(&mut self, run: u32) {
+        let hottest = std::mem::replace(&mut self.hottest, run);
+        if let Some(r) = self.run_mut(run) {
+            (r.colder, r.hotter) = (hottest, NO_RUN);
+        }
+        match self.run_mut(hottest) {
+            Some(before) => before.hotter = run,
+            None => self.coldest = run,
+        }
+    }
+
+    fn link_coldest(&mut self, run: u32) {
+        let coldest = std::mem::replace(&mut self.coldest, run);
+        if let Some(r) = self.run_mut(run) {
+            (r.colder, r.hotter) = (NO_RUN, coldest);
+        }
+        match self.run_mut(coldest) {
+            Some(after) => after.colder = run,
+            None => self.hottest = run,
+        }
+    }
+
+    fn unlink(&mut self, run: u32) {
+        let Some((colder, hotter)) = self.run(run).map(|r| (r.colder, r.hotter)) else { return };
+        match self.run_mut(colder) {
+            Some(colder) => colder.hotter = hotter,
+            None => self.coldest = hotter,
+        }
+        match self.run_mut(hotter) {
+            Some(hotter) => hotter.colder = colder,
+            None => self.hottest = colder,
+        }
+    }
+
+    /// Lets the table grow to what it holds.
+    pub(super) fn grow(&mut self) {
+        let (runs, stride) = (&self.runs, self.stride);
+        self.table.grow(|row| print_of(runs, stride, row));
+    }
+
+    /// A page's bytes.
+    pub(super) fn page(&self, page: u32) -> Vec<u8> {
+        let rows = self.table.rows(page);
+        let mut out = PageWriter::new(self.table.epoch(), rows.len());
+        for same in rows.chunk_by(|a, b| a.key == b.key) {
+            match same {
+                [row] if row.holder != MANY => out.one(row.key, row.holder, row.granules),
+                _ => {
+                    let mut entries = self.merged(same);
+                    // Two fingerprints with one key: neither can be told from the other, so neither is offered.
+                    if let (Some(entry), None) = (entries.next(), entries.next()) {
+                        out.many(entry.fingerprint.0 as u32, &entry.holders, granules(entry.tokens));
+                    }
+                }
+            }
+        }
+        out.finish()
+    }
+
+    /// A page's entries, as they are before pages leave out keys that several share.
+    pub(super) fn entries(&self, page: u32) -> Vec<PageEntry> {
+        let mut entries: Vec<_> =
+            self.table.rows(page).chunk_by(|a, b| a.key == b.key).flat_map(|same| self.merged(same)).collect();
+        entries.sort_unstable_by_key(|entry| entry.fingerprint);
+        entries
+    }
+
+    /// The entries of rows that share a key.
+    fn merged(&self, rows: &[Row]) -> impl Iterator<Item = PageEntry> {
+        let mut sources: Vec<(Fingerprint, Tokens, BlockId)> = Vec::with_capacity(rows.len());
+        for row in rows {
+            let Some(run) = self.run(row.block.run()) else { continue };
+            let offset = usize::from(row.block.offset());
+            let (at_last, at_others) = run.tokens_at(offset, self.stride);
+            let prints = run.prints(offset, self.stride);
+            let own = prints.iter().enumerate().filter(|(_, print)| print.0 as u32 == row.key);
+            sources.extend(
+                own.map(|(i, print)| (*print, if i + 1 == prints.len() { at_last } else { at_others }, row.block)),
+            );
+        }
+        sources.sort_unstable_by_key(|(fingerprint, _, block)| (*fingerprint, *block));
+        let entry = |same: &[(Fingerprint, Tokens, BlockId)]| {
+            let holders = same.iter().filter_map(|(_, _, block)| Some((self.run(block.run())?, block.offset())));
+            let rooted = |(run, offset): (&'_ Run, u8)| {
+                let holder = |h: &Holder| Some((h.keeper.slot(), h.rooted().at(offset)?));
+                run.holders.iter().filter_map(holder).collect::<Vec<_>>()
+            };
+            let mut holders: Vec<(Slot, Tier)> = holders.flat_map(rooted).collect();
+            holders.sort_unstable();
+            holders.dedup_by_key(|(slot, _)| *slot);
+            // Two tokenisations of the same bytes: the entry must be true of both.
+            let tokens = same.iter().map(|(_, tokens, _)| *tokens).min().unwrap_or_default();
+            PageEntry { fingerprint: same.first().map_or(Fingerprint(0), |s| s.0), tokens, holders }
+        };
+        let entries: Vec<_> = sources.chunk_by(|a, b| a.0 == b.0).map(entry).collect();
+        entries.into_iter()
+    }
+
+    /// Memory that it takes, the table included.
+    pub(super) fn bytes(&self) -> usize {
+        super::allocated::<Run>(self.runs.capacity())
+            + super::allocated::<u32>(self.free.capacity())
+            + self.firsts.allocation_size()
+            + self.runs.iter().map(Run::heap).sum::<usize>()
+            + self.table.bytes()
+    }
+}
+
+/// What a run that is there is found by.
+fn key_of(runs: &[Run], stride: Stride, run: u32) -> u64 {
+    runs.get(run as usize).map_or(0, |r| first_key(r.parent, &r.content(0, stride)))
+}
+
+/// The fingerprint of a row.
+fn print_of(runs: &[Run], stride: Stride, row: &Row) -> Option<Fingerprint> {
+    let run = runs.get(row.block.run() as usize)?;
+    run.prints(usize::from(row.block.offset()), stride).iter().find(|print| print.0 as u32 == row.key).copied()
+}

@@ -1,0 +1,306 @@
+//! An endpoint's event stream over ZeroMQ: subscription, replays, audits, and asking company.
+
+pub mod bind;
+mod replay;
+mod wire;
+
+use crate::app::{App, Aside};
+use crate::company::{Company, Offer};
+use crate::endpoints::Key;
+use crate::events::{Batch, DecodeError};
+use crate::stream::{Action, Input, Stream};
+use affinity::Slot;
+use bind::Dialled;
+use replay::{Pace, Replay};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use wire::{Subscription, Wire, read};
+
+/// Between attempts to connect, doubling from the first to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A subscription that is silent for so long is audited; again and again at double the distance while nothing happens.
+const AUDIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// Where an endpoint's events come from.
+pub struct Source {
+    /// Names the endpoint in the index.
+    pub slot: Slot,
+    /// Names it in logs, metrics and company.
+    pub key: Key,
+    /// Where its messages come from.
+    pub events: Events,
+    /// Where it replays, if it does.
+    pub replay: Option<String>,
+}
+
+/// Who connects to whom.
+pub enum Events {
+    /// The engine listens there.
+    Connect(String),
+    /// The engine dials in.
+    Bound(mpsc::Receiver<Dialled>),
+}
+
+/// What is told to an endpoint's stream by others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Grows when the connection should be made anew: its process may be another one, or it may be dead.
+    pub remake: u64,
+    /// The engine is asleep.
+    pub asleep: bool,
+}
+
+/// Follows an endpoint's events for ever, through every disconnect.
+pub async fn follow(app: Arc<App>, company: Arc<Company>, source: Source) {
+    let Some(told) = app.told(source.slot) else { return };
+    let note = Note { app: app.clone(), endpoint: source.key.to_string() };
+    let (asking, replay) = (note.clone(), source.replay.clone());
+    let ask = move |from, delay| Some(Replay::start(replay.clone()?, asking.clone(), from, delay));
+    let mut follower = Follower {
+        stream: Stream::new(source.replay.is_some(), company.exists()),
+        slot: source.slot,
+        key: source.key,
+        note,
+        told,
+        app,
+        company,
+        aside: Aside::default(),
+        ask: Box::new(ask),
+        replay: None,
+        auditing: false,
+        seeking: None,
+        pace: Pace::default(),
+        audits: Audits::new(),
+    };
+    match source.events {
+        Events::Connect(url) => follower.dial(&url).await,
+        Events::Bound(dialled) => follower.await_calls(dialled).await,
+    }
+}
+
+/// Tells of what goes wrong with an endpoint's messages.
+#[derive(Clone)]
+struct Note {
+    app: Arc<App>,
+    endpoint: String,
+}
+
+impl Note {
+    fn unreadable(&self, sequence: u64, error: &DecodeError) {
+        tracing::warn!(endpoint = self.endpoint, sequence, %error, "an event message cannot be read");
+    }
+
+    /// A message without number or payload.
+    fn foreign(&self) {
+        self.app.metrics.unreadable(&self.endpoint);
+    }
+
+    fn replay_failed(&self, url: &str, error: &anyhow::Error) {
+        tracing::warn!(endpoint = self.endpoint, url, error = format!("{error:#}"), "replay failed");
+    }
+}
+
+struct Follower {
+    app: Arc<App>,
+    company: Arc<Company>,
+    slot: Slot,
+    key: Key,
+    note: Note,
+    stream: Stream<Batch>,
+    /// Holdings that are not in the index.
+    aside: Aside,
+    told: watch::Receiver<Told>,
+    /// Asks for a replay from a number on, after a while.
+    ask: Box<dyn Fn(u64, Duration) -> Option<Replay> + Send + Sync>,
+    replay: Option<Replay>,
+    /// Whether it is an audit.
+    auditing: bool,
+    seeking: Option<Seeking>,
+    pace: Pace,
+    audits: Audits,
+}
+
+/// Company being asked; dropping it ends it.
+struct Seeking(JoinHandle<Option<Offer>>);
+
+impl Drop for Seeking {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Follower {
+    /// Connects, again and again.
+    async fn dial(&mut self, url: &str) {
+        let mut backoff = BACKOFF.0;
+        loop {
+            match Subscription::connect(url).await {
+                Ok(mut subscription) => {
+                    let since = Instant::now();
+                    self.listen(&mut subscription).await;
+                    if since.elapsed() > BACKOFF.1 {
+                        backoff = BACKOFF.0;
+                    }
+                }
+                Err(error) => tracing::debug!(endpoint = self.note.endpoint, %error, "cannot subscribe"),
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Waits until the engine dials in, again and again. A new call ends the one before: one engine has one publisher.
+    async fn await_calls(&mut self, mut calls: mpsc::Receiver<Dialled>) {
+        let mut next = calls.recv().await;
+        while let Some(mut dialled) = next {
+            next = tokio::select! {
+                biased;
+                call = calls.recv() => call,
+                () = self.listen(&mut dialled) => calls.recv().await,
+            };
+            self.broken();
+        }
+    }
+
+    /// Until the connection breaks or is to be made anew.
+    async fn listen(&mut self, wire: &mut impl Wire) {
+        tracing::info!(endpoint = self.note.endpoint, "event stream connected");
+        let told = *self.told.borrow_and_update();
+        if told.asleep {
+            self.step(Input::Slept, false);
+        }
+        self.audits.heard();
+        let mut keep = self.step(Input::Connected, false);
+        while keep {
+            // Replays go first, and end soon: what is live waits at the engine rather than here.
+            keep = tokio::select! {
+                biased;
+                now = changed(&mut self.told) => {
+                    let input = if now.asleep { Input::Slept } else { Input::Woke };
+                    now.remake == told.remake && self.step(input, false)
+                }
+                input = next_replayed(&mut self.replay) => self.replayed(input),
+                offer = sought(&mut self.seeking) => {
+                    self.seeking = None;
+                    let checkpoint = offer.as_ref().map(|offer| offer.checkpoint);
+                    self.aside.offered = offer.map(|offer| offer.holdings);
+                    self.step(Input::Offered(checkpoint), false)
+                }
+                frames = wire.next() => match frames {
+                    Some(frames) => {
+                        self.audits.heard();
+                        match read(&frames, &self.note) {
+                            Some(message) => self.step(Input::Live(message), true),
+                            None => { self.note.foreign(); true }
+                        }
+                    }
+                    None => false,
+                },
+                () = tokio::time::sleep_until(self.audits.due) => {
+                    self.audits.done();
+                    self.step(Input::Silent, false)
+                }
+            };
+        }
+        self.broken();
+        tracing::info!(endpoint = self.note.endpoint, "event stream disconnected");
+    }
+
+    fn broken(&mut self) {
+        (self.replay, self.seeking, self.auditing) = (None, None, false);
+        self.step(Input::Disconnected, false);
+    }
+
+    fn replayed(&mut self, input: Input<Batch>) -> bool {
+        let whole = match input {
+            Input::ReplayEnded => true,
+            Input::ReplayFailed => false,
+            _ => return self.step(input, false),
+        };
+        self.replay = None;
+        let audit = std::mem::take(&mut self.auditing);
+        let keep = self.step(input, false);
+        if audit {
+            self.app.metrics.audited(&self.note.endpoint, whole.then_some(keep));
+        } else {
+            self.app.metrics.replayed(&self.note.endpoint, whole);
+        }
+        keep
+    }
+
+    /// Takes an input and does what it leads to. False if the connection is to be made anew.
+    fn step(&mut self, input: Input<Batch>, live: bool) -> bool {
+        let was_in_sync = self.stream.in_sync();
+        let mut actions = self.stream.step(input);
+        if !self.app.act(self.slot, self.key, &self.stream, &actions, &mut self.aside, live) {
+            actions = self.stream.step(Input::NotRestored);
+            let _ = self.app.act(self.slot, self.key, &self.stream, &actions, &mut self.aside, live);
+        }
+        let mut keep = true;
+        for action in &actions {
+            match action {
+                Action::Replay { from, again } => {
+                    self.auditing = was_in_sync && self.stream.in_sync();
+                    let delay = if self.auditing { Duration::ZERO } else { self.pace.delay(*again) };
+                    self.replay = (self.ask)(*from, delay);
+                }
+                Action::Seek => {
+                    self.replay = None;
+                    let (company, key) = (self.company.clone(), self.key);
+                    self.seeking = Some(Seeking(tokio::spawn(async move { company.seek(key).await })));
+                }
+                Action::Reconnect => keep = false,
+                _ => {}
+            }
+        }
+        keep
+    }
+}
+
+async fn changed(told: &mut watch::Receiver<Told>) -> Told {
+    match told.changed().await {
+        Ok(()) => *told.borrow_and_update(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// The replay's next message or its end; waits for ever if there is none.
+async fn next_replayed(replay: &mut Option<Replay>) -> Input<Batch> {
+    match replay {
+        Some(replay) => replay.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What company had; waits for ever if nobody was asked.
+async fn sought(seeking: &mut Option<Seeking>) -> Option<Offer> {
+    match seeking {
+        Some(Seeking(task)) => task.await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+/// When a silent subscription is audited next.
+struct Audits {
+    after: Duration,
+    due: Instant,
+}
+
+impl Audits {
+    fn new() -> Self {
+        Self { after: AUDIT.0, due: Instant::now() + AUDIT.0 }
+    }
+
+    /// Something came: begin anew.
+    fn heard(&mut self) {
+        *self = Self::new();
+    }
+
+    fn done(&mut self) {
+        self.after = (self.after * 2).min(AUDIT.1);
+        self.due = Instant::now() + self.after;
+    }
+}

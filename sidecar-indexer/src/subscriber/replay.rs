@@ -1,0 +1,133 @@
+//! Replays: an engine's past messages, asked for over a DEALER socket.
+
+use super::Note;
+use super::wire::{options, read};
+use crate::events::Batch;
+use crate::stream::{Input, Message};
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use zeromq::{DealerSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+
+/// A replay that says nothing for this long has failed. Engines answer between two steps, which can take seconds.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Replays follow each other at this distance at least, doubling, so that a stream that keeps losing messages is no
+/// burden to its engine.
+const PACE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Between two parts of one recovery.
+const GOES_ON: Duration = Duration::from_millis(10);
+/// Messages on their way from the socket to the stream; more wait in the kernel's buffers.
+const QUEUE: usize = 64;
+/// Marks a replay's end.
+const END: u64 = u64::MAX;
+
+/// A replay under way; dropping it ends it.
+pub(super) struct Replay {
+    messages: mpsc::Receiver<Message<Batch>>,
+    task: JoinHandle<bool>,
+}
+
+impl Replay {
+    /// Asks for all messages from `from` on, after a while.
+    pub(super) fn start(url: String, note: Note, from: u64, delay: Duration) -> Self {
+        Self::of(|messages| async move {
+            tokio::time::sleep(delay).await;
+            match ask(&url, &note, from, &messages).await {
+                Ok(()) => true,
+                Err(error) => {
+                    note.replay_failed(&url, &error);
+                    false
+                }
+            }
+        })
+    }
+
+    /// What this task sends; it says at the end whether that was all.
+    pub(super) fn of<F: Future<Output = bool> + Send + 'static>(
+        task: impl FnOnce(mpsc::Sender<Message<Batch>>) -> F,
+    ) -> Self {
+        let (sender, messages) = mpsc::channel(QUEUE);
+        Self { messages, task: tokio::spawn(task(sender)) }
+    }
+
+    /// The next message, or the end.
+    pub(super) async fn next(&mut self) -> Input<Batch> {
+        match self.messages.recv().await {
+            Some(message) => Input::Replayed(message),
+            None => match (&mut self.task).await {
+                Ok(true) => Input::ReplayEnded,
+                _ => Input::ReplayFailed,
+            },
+        }
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Asks for messages and passes them on, until the end was seen or nobody listens.
+async fn ask(url: &str, note: &Note, from: u64, messages: &mpsc::Sender<Message<Batch>>) -> anyhow::Result<()> {
+    let mut socket = DealerSocket::with_options(options());
+    socket.connect(url).await?;
+    let mut request = ZmqMessage::from(Bytes::new());
+    request.push_back(Bytes::copy_from_slice(&from.to_be_bytes()));
+    socket.send(request).await?;
+    loop {
+        let frames = tokio::time::timeout(SILENCE, socket.recv()).await;
+        let frames = frames.map_err(|_| anyhow::anyhow!("no answer for {} s", SILENCE.as_secs()))??;
+        let Some(message) = read(&frames, note) else {
+            anyhow::bail!("an answer has no sequence number and payload; is this the engine's replay port?")
+        };
+        if message.sequence == END {
+            return Ok(());
+        }
+        // A stranger may answer; what was not asked for is not wanted.
+        if message.sequence >= from && messages.send(message).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// How long to wait before the next replay.
+#[derive(Default)]
+pub(super) struct Pace {
+    last: Option<Instant>,
+    delay: Duration,
+}
+
+impl Pace {
+    /// `again`: it goes on with a recovery that makes progress.
+    pub(super) fn delay(&mut self, again: bool) -> Duration {
+        if again {
+            return GOES_ON;
+        }
+        let calm = self.last.is_none_or(|last| last.elapsed() > PACE.1 * 2);
+        self.last = Some(Instant::now());
+        self.delay = if calm { Duration::ZERO } else { (self.delay * 2).clamp(PACE.0, PACE.1) };
+        self.delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn replays_of_a_troubled_stream_grow_rare_and_a_calm_one_starts_over() {
+        let mut pace = Pace::default();
+        let ms = |pace: &mut Pace| pace.delay(false).as_millis();
+        assert_eq!([ms(&mut pace), ms(&mut pace), ms(&mut pace)], [0, 250, 500]);
+        assert_eq!(pace.delay(true), GOES_ON);
+        for _ in 0..10 {
+            pace.delay(false);
+        }
+        assert_eq!(ms(&mut pace), 30_000);
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(ms(&mut pace), 0);
+    }
+}
