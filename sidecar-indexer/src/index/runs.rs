@@ -306,6 +306,7 @@ impl Run {
         had - keep
     }
 
+    #[cfg(test)]
     pub(super) fn forks(&self) -> impl Iterator<Item = (u8, u32)> + '_ {
         self.forks.iter().map(|f| (f.offset, f.runs))
     }
