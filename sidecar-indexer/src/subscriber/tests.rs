@@ -78,8 +78,7 @@ fn follower(history: Arc<Mutex<Vec<ZmqMessage>>>) -> (Follower, mpsc::UnboundedR
     };
     let follower = Follower {
         company: Arc::new(Company::new(app.clone(), &[], None, 0).unwrap()),
-        slot: SLOT,
-        key,
+        who: Who { slot: SLOT, key, name: key.to_string() },
         stream: Stream::new(true, false),
         note,
         told,
@@ -172,7 +171,7 @@ fn replies_are_read_in_both_forms_and_both_ends_are_known() {
     without.push_back(with_topic.get(2).unwrap().clone());
     let mut with = with_topic;
     with.push_front(Bytes::new());
-    let read = |message: &ZmqMessage| -> Message<Batch> { wire::read(message, &follower.note).unwrap() };
+    let read = |message: &ZmqMessage| -> Message<Batch> { read(message, &follower.note).unwrap() };
     assert_eq!(read(&with), read(&without));
     assert_eq!(read(&with).sequence, 5);
     for before in [1, 2] {
