@@ -247,7 +247,8 @@ mod tests {
     fn a_sleeping_engine_is_not_chosen() {
         let (mut fleet, now) = fleet();
         let asleep = Scrape { asleep: true, ..scrape(1.0) };
-        assert!(fleet.scraped(SLOT, Some(&asleep), now).status);
+        let change = fleet.scraped(SLOT, Some(&asleep), now);
+        assert!(change.status);
         assert_eq!(fleet.health(SLOT), Some(Health::Draining));
     }
 

@@ -4,6 +4,8 @@
 
 mod peers;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use peers::POSITION;
 pub use store::Store;

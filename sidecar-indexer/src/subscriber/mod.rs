@@ -2,6 +2,8 @@
 
 pub mod bind;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use crate::app::{App, Aside};
