@@ -97,12 +97,6 @@ impl Fleet {
         self.members.get(&slot).map(|m| m.name.as_str())
     }
 
-    /// The slot of an endpoint.
-    #[must_use]
-    pub fn slot(&self, key: Key) -> Option<Slot> {
-        self.members.iter().find(|(_, m)| m.key == key).map(|(slot, _)| *slot)
-    }
-
     /// Whether every event stream is in sync.
     #[must_use]
     pub fn all_in_sync(&self) -> bool {
