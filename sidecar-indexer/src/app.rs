@@ -3,7 +3,7 @@
 use crate::company::Offer;
 use crate::endpoints::Key;
 use crate::events::Batch;
-use crate::holdings::Holdings;
+use crate::index::Holdings;
 use crate::models::Listed;
 use crate::observe::Metrics;
 use crate::scrape::Scrape;

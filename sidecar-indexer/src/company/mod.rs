@@ -12,7 +12,7 @@ pub use store::Store;
 
 use crate::app::App;
 use crate::endpoints::Key;
-use crate::holdings::Holdings;
+use crate::index::Holdings;
 use crate::stream::{Checkpoint, Position};
 use anyhow::{Context, Result, ensure};
 use peers::Peers;
