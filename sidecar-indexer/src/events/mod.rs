@@ -4,6 +4,16 @@
 //! hashes as signed or unsigned numbers or bytes, fields added over time), so it is read by structure and never by
 //! version: what is unknown is skipped, what is inconsistent is skipped and counted. Not so removals: what was
 //! removed would stay counted as held, so one that cannot be read makes the whole batch unreadable.
+//!
+//! | engine | writes | what it does not say |
+//! |---|---|---|
+//! | vLLM to 0.23 | arrays | tiers before 0.10.2, adapters' names before 0.14, salts and images before 0.17, groups before 0.20 |
+//! | vLLM from 0.24 | maps | whether a store from a sequence's start is new: [`Stored::may_repeat`] |
+//! | SGLang | arrays, maps since September 2026 | in arrays, what adapter a block is of; salts only in a map of its own |
+//! | TensorRT-LLM | maps | adapters; images' blocks are left out, and what follows them is never placed |
+//! | TensorRT-LLM through Dynamo | maps | tiers, salts |
+//!
+//! Not read: TensorRT-LLM's pull API (`created`, `stored`, `removed`, `updated`), which goes over HTTP and to one reader.
 
 mod decode;
 mod extra;

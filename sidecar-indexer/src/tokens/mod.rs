@@ -15,6 +15,7 @@ pub use sentencepiece::{Kind, Piece, SentencePiece};
 use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 pub use tekken::Tekken;
 pub(crate) use tekken::version;
 
@@ -26,6 +27,7 @@ pub struct Vocabulary {
     long: Vec<u8>,
     /// Tells generated blocks whose tokens no prompt will have.
     encoder: Option<Encoder>,
+    digest: OnceLock<u64>,
 }
 
 /// One token. Nearly all are short and lie here as a whole: one read and one write of fixed size spell them.
@@ -117,6 +119,21 @@ impl Vocabulary {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Tells vocabularies apart: a digest of what every token spells. The same in every process.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        *self.digest.get_or_init(|| {
+            let step = |h: u64, word: u64| (h.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let token = |h, id| {
+                let Some(bytes) = self.get(id) else { return step(h, u64::MAX) };
+                let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                bytes.chunks(8).fold(step(h, bytes.len() as u64), |h, chunk| step(h, word(chunk)))
+            };
+            let h = (0..self.slots.len() as u32).fold(self.slots.len() as u64, token);
+            h ^ h >> 29
+        })
     }
 
     /// The last token that spells these bytes.
