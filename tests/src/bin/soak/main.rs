@@ -93,7 +93,9 @@ async fn soak(options: Options) -> Result<Vec<String>> {
         if moved.elapsed() > MOVES_EVERY {
             moved = Instant::now();
             let site = random.random_range(0..sites.len());
-            sites[site].present = !sites[site].present;
+            // One in ten is away at most.
+            let away = sites.iter().filter(|site| !site.present).count();
+            sites[site].present = !sites[site].present || away >= sites.len() / 10;
             let present: Vec<_> = sites.iter().filter(|site| site.present).map(Site::endpoint).collect();
             indexer.reconfigure(&json!({"endpoints": present}))?;
         }
