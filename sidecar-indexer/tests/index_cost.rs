@@ -99,6 +99,7 @@ fn stored(prefill: &Prefill) -> Event<'_> {
         adapter: None,
         salt: None,
         readable: prefill.hashes.len(),
+        may_repeat: false,
     })
 }
 
