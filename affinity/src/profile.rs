@@ -1,8 +1,9 @@
 //! Prompt profiles: what the indexer tells the filter of models.
 
+use crate::units::Slot;
 use crate::wire::{Reader, Write};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// How the models' prompts are made: what the filter needs to spell a request's canonical bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Profile {
     pub aliases: Vec<String>,
     /// LoRA adapters it serves: each is a namespace of its own.
     pub adapters: Vec<String>,
+    /// Of these names, those that not every endpoint of the model serves: a request for one of them elsewhere would fail.
+    pub partial: Vec<Partial>,
     /// What renders its chats.
     pub renderer: Renderer,
     /// Special tokens by the names templates use: `bos_token`, `eos_token`, ...
@@ -48,6 +51,15 @@ pub struct Profile {
     pub token_ids: bool,
     /// Bytes of prompt per token, roughly: estimates the length of prompts nobody holds.
     pub bytes_per_token: u8,
+}
+
+/// A name that only some endpoints serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partial {
+    /// An alias or adapter.
+    pub name: String,
+    /// The endpoints that serve it.
+    pub slots: Vec<Slot>,
 }
 
 /// What turns a chat into text.
@@ -164,6 +176,10 @@ impl Profiles {
             out.string(&p.name);
             out.list(&p.aliases, |out, s| out.string(s));
             out.list(&p.adapters, |out, s| out.string(s));
+            out.list(&p.partial, |out, partial| {
+                out.string(&partial.name);
+                out.list(&partial.slots, |out, slot| out.u16(slot.0));
+            });
             match &p.renderer {
                 Renderer::None => out.u8(0),
                 Renderer::Jinja(templates) => {
@@ -209,6 +225,8 @@ impl Profiles {
                 name: r.string()?,
                 aliases: r.list(4, Reader::string)?,
                 adapters: r.list(4, Reader::string)?,
+                partial: r
+                    .list(8, |r| Some(Partial { name: r.string()?, slots: r.list(2, |r| Some(Slot(r.u16()?)))? }))?,
                 renderer: match r.u8()? {
                     0 => Renderer::None,
                     1 => Renderer::Jinja(r.list(9, |r| {
@@ -303,6 +321,7 @@ mod tests {
             name: "tiny".into(),
             aliases: vec!["t".into()],
             adapters: vec!["lora".into()],
+            partial: vec![Partial { name: "lora".into(), slots: vec![Slot(1), Slot(7)] }],
             renderer: Renderer::Jinja(vec![Template {
                 name: "default".into(),
                 source: "{{ messages }}".into(),

@@ -19,6 +19,7 @@ use affinity::predicted::{Mark, Prediction, encode_mark, marks, place_of, predic
 use affinity::prompt::{Api, Asked, Unknown};
 use affinity::sync::Placement;
 use affinity::{Fingerprint, Slot, Tokens, root};
+use std::borrow::Cow;
 use std::rc::Rc;
 
 /// How far beyond the known part of a prompt the spreading key lies, in strides: past the end of a block that the
@@ -84,7 +85,12 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     if asked.model.is_none() && prompts.len() > 1 {
         return None;
     }
-    let engines = known.engines(asked.model);
+    let mut engines = Cow::Borrowed(known.engines(asked.model));
+    if let Some(only) = &asked.only {
+        // Elsewhere the engine would not know the name.
+        engines.to_mut().retain(|engine| only.contains(&engine.slot));
+    }
+    let engines: &[Engine] = &engines;
     if engines.is_empty() {
         return None;
     }

@@ -3,7 +3,7 @@
 use crate::company::Offer;
 use crate::endpoints::Key;
 use crate::events::Batch;
-use crate::holdings::Holdings;
+use crate::index::Holdings;
 use crate::models::Listed;
 use crate::observe::Metrics;
 use crate::scrape::Scrape;
@@ -30,11 +30,33 @@ pub struct Aside {
     pub offered: Option<Holdings>,
 }
 
+/// An endpoint, as its stream names it.
+pub struct Who {
+    /// In the index.
+    pub slot: Slot,
+    /// Among indexers.
+    pub key: Key,
+    /// The same, for logs and metrics.
+    pub name: String,
+}
+
+/// Where an endpoint's stream is.
+pub struct Place {
+    /// The endpoint.
+    pub key: Key,
+    /// See [`Stream::state`].
+    pub state: &'static str,
+    /// See [`Stream::partial`].
+    pub partial: bool,
+    /// See [`Stream::checkpoint`].
+    pub checkpoint: Option<Checkpoint>,
+}
+
 /// State shared by all tasks.
 pub struct App {
     state: Mutex<State>,
-    /// What the index holds is as of here, by endpoint. Taken only with `state` locked.
-    checkpoints: Mutex<BTreeMap<Slot, (Key, Checkpoint)>>,
+    /// Where streams are. What the index holds is as of there: taken only with `state` locked.
+    places: Mutex<BTreeMap<Slot, Place>>,
     changes: watch::Sender<()>,
     stopping: watch::Sender<bool>,
     signals: Mutex<BTreeMap<Slot, Signals>>,
@@ -61,7 +83,7 @@ impl App {
     pub fn new(state: State, coalesce: Duration) -> Self {
         let this = Self {
             state: Mutex::new(state),
-            checkpoints: Mutex::default(),
+            places: Mutex::default(),
             changes: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
             signals: Mutex::default(),
@@ -154,14 +176,13 @@ impl App {
     #[must_use]
     pub fn act(
         &self,
-        slot: Slot,
-        key: Key,
+        who: &Who,
         stream: &Stream<Batch>,
         actions: &[Action<Batch>],
         aside: &mut Aside,
         live: bool,
     ) -> bool {
-        let endpoint = &key.to_string();
+        let (slot, endpoint) = (who.slot, who.name.as_str());
         let (mut well, mut state) = (true, self.state());
         for action in actions {
             match action {
@@ -210,11 +231,9 @@ impl App {
             }
         }
         state.index.settle();
-        match stream.checkpoint().filter(|_| well) {
-            Some(checkpoint) => drop(self.places().insert(slot, (key, checkpoint))),
-            None => drop(self.places().remove(&slot)),
-        }
-        self.metrics.stream(endpoint, stream);
+        let checkpoint = stream.checkpoint().filter(|_| well);
+        let place = Place { key: who.key, state: stream.state(), partial: stream.partial(), checkpoint };
+        self.places().insert(slot, place);
         let status = state.fleet.set_events(slot, stream.in_sync()).status;
         if status {
             state.gateways.fleet_changed(true);
@@ -226,21 +245,40 @@ impl App {
         well
     }
 
-    fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, (Key, Checkpoint)>> {
-        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The endpoints of which something can be proved, and the engines' times of it.
     pub fn checkpoints(&self) -> Vec<(Key, f64)> {
-        self.places().values().map(|(key, checkpoint)| (*key, checkpoint.position.last)).collect()
+        let _state = self.state();
+        self.places().values().filter_map(|place| Some((place.key, place.checkpoint?.position.last))).collect()
+    }
+
+    /// As of where an endpoint is known, if it can be proved.
+    pub fn checkpoint(&self, key: Key) -> Option<Checkpoint> {
+        let _state = self.state();
+        self.places().values().find(|place| place.key == key)?.checkpoint
     }
 
     /// What the index holds of an endpoint, and as of where, for others.
     pub fn snapshot(&self, key: Key) -> Option<Offer> {
         let state = self.state();
-        let (slot, checkpoint) =
-            self.places().iter().find_map(|(slot, (of, at))| (*of == key).then_some((*slot, *at)))?;
+        let (slot, checkpoint) = {
+            let places = self.places();
+            let (slot, place) = places.iter().find(|(_, place)| place.key == key)?;
+            (*slot, place.checkpoint?)
+        };
         Some(Offer { checkpoint, holdings: state.index.snapshot(slot)? })
+    }
+
+    /// Brings the metrics up to date.
+    pub fn look(&self) {
+        let state = self.state();
+        self.metrics.look(&state);
+        for place in self.places().values() {
+            self.metrics.place(place);
+        }
     }
 
     /// The clock went on: time zones change their offsets.
@@ -329,7 +367,8 @@ mod tests {
         let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: false, payload };
         let actions = stream.step(Input::Live(message));
         let key = Key { address: "127.0.0.1:8000".parse().unwrap(), rank: None };
-        assert!(app.act(Slot(0), key, &stream, &actions, &mut aside, true));
+        let who = Who { slot: Slot(0), key, name: key.to_string() };
+        assert!(app.act(&who, &stream, &actions, &mut aside, true));
         app.state().index.stats().blocks
     }
 

@@ -76,10 +76,13 @@ impl Fleet {
         self.members.remove(&slot);
     }
 
-    /// An endpoint prefills at another speed than was said before.
-    pub fn set_prefill_rate(&mut self, slot: Slot, rate: f32) {
-        if let Some(member) = self.members.get_mut(&slot) {
-            member.prefill_rate = rate;
+    /// An endpoint stays, with another speed or other metrics. Without metrics nothing is known of it any more.
+    pub fn alter(&mut self, slot: Slot, wanted: &Wanted) {
+        let Some(member) = self.members.get_mut(&slot) else { return };
+        member.prefill_rate = wanted.prefill_rate;
+        if wanted.metrics.is_none() {
+            (member.failures, member.failing_since) = (0, None);
+            (member.asleep, member.reported) = (false, None);
         }
     }
 
@@ -92,12 +95,6 @@ impl Fleet {
     #[must_use]
     pub fn name(&self, slot: Slot) -> Option<&str> {
         self.members.get(&slot).map(|m| m.name.as_str())
-    }
-
-    /// The slot of an endpoint.
-    #[must_use]
-    pub fn slot(&self, key: Key) -> Option<Slot> {
-        self.members.iter().find(|(_, m)| m.key == key).map(|(slot, _)| *slot)
     }
 
     /// Whether every event stream is in sync.
@@ -250,8 +247,22 @@ mod tests {
     fn a_sleeping_engine_is_not_chosen() {
         let (mut fleet, now) = fleet();
         let asleep = Scrape { asleep: true, ..scrape(1.0) };
-        assert!(fleet.scraped(SLOT, Some(&asleep), now).status);
+        let change = fleet.scraped(SLOT, Some(&asleep), now);
+        assert!(change.status);
         assert_eq!(fleet.health(SLOT), Some(Health::Draining));
+    }
+
+    #[test]
+    fn an_endpoint_whose_metrics_are_no_longer_read_is_taken_for_up() {
+        let (mut fleet, now) = fleet();
+        for _ in 0..3 {
+            fleet.scraped(SLOT, None, now);
+        }
+        let bare = Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny");
+        fleet.alter(SLOT, &Wanted { metrics: Some("http://127.0.0.1:1/m".into()), ..bare.clone() });
+        assert_eq!(fleet.health(SLOT), Some(Health::Down));
+        fleet.alter(SLOT, &bare);
+        assert_eq!(fleet.health(SLOT), Some(Health::Up));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use affinity::sync::{Request, decode_placements};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -109,24 +109,27 @@ struct Wanted {
     rank: Option<u16>,
 }
 
-/// What an endpoint holds, for another indexer.
-async fn snapshot(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Response {
+/// What an endpoint holds, for another indexer. HEAD: as of where, without the work.
+async fn snapshot(State(app): State<Arc<App>>, method: Method, Query(wanted): Query<Wanted>) -> Response {
     let key = Key { address: wanted.endpoint, rank: wanted.rank };
-    let Some(offer) = app.snapshot(key) else {
-        return (StatusCode::NOT_FOUND, "nothing can be proved of this endpoint here\n").into_response();
-    };
-    let Position { next, last } = offer.checkpoint.position;
+    let place = |position: Position| [(POSITION, format!("{} {}", position.next, position.last))];
+    let nothing = || (StatusCode::NOT_FOUND, "nothing can be proved of this endpoint here\n").into_response();
+    if method == Method::HEAD {
+        return app.checkpoint(key).map_or_else(nothing, |checkpoint| place(checkpoint.position).into_response());
+    }
+    let Some(offer) = app.snapshot(key) else { return nothing() };
+    let place = place(offer.checkpoint.position);
     match offer.encode(key) {
         Ok(body) => {
             app.metrics.given(body.len());
-            ([(POSITION, format!("{next} {last}"))], body).into_response()
+            (place, body).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
     }
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    app.metrics.look(&app.state());
+    app.look();
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], app.metrics.page()).into_response()
 }

@@ -17,7 +17,6 @@ pub mod endpoints;
 pub mod events;
 pub mod fleet;
 pub mod gateways;
-pub mod holdings;
 pub mod http;
 pub mod index;
 pub mod library;

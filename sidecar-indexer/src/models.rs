@@ -5,7 +5,7 @@ use crate::profile::{self, Loaded};
 use crate::selftest::spelling::{self, Outcome};
 use crate::zone::Zone;
 use affinity::Slot;
-use affinity::profile::{Profile, Profiles, Renderer, SELF_TEST};
+use affinity::profile::{Partial, Profile, Profiles, Renderer, SELF_TEST};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,7 +111,8 @@ struct Served {
     /// As read from its files.
     profile: Profile,
     zone: Zone,
-    endpoints: BTreeSet<Slot>,
+    /// Endpoints that are asked and tested, each with all data-parallel ranks that it stands for, itself included.
+    endpoints: BTreeMap<Slot, Vec<Slot>>,
     listed: BTreeMap<Slot, Listed>,
     verdicts: BTreeMap<Slot, Verdict>,
 }
@@ -139,11 +140,13 @@ impl Models {
         self.tick(now)
     }
 
-    /// An endpoint serves a model.
-    pub fn add(&mut self, slot: Slot, model: &str) {
+    /// An endpoint serves a model, with all data-parallel `ranks` that it stands for, itself included. Says whether the
+    /// profiles changed.
+    pub fn add(&mut self, slot: Slot, model: &str, ranks: Vec<Slot>) -> bool {
         if let Some(model) = self.models.iter_mut().find(|m| m.profile.name == model) {
-            model.endpoints.insert(slot);
+            model.endpoints.insert(slot, ranks);
         }
+        self.publish()
     }
 
     /// An endpoint serves nothing any more.
@@ -190,7 +193,9 @@ impl Models {
 
     /// An engine was asked what it serves. Says whether the profiles changed, and whether it serves what it should.
     pub fn heard(&mut self, slot: Slot, listed: Listed) -> (bool, bool) {
-        let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains(&slot)) else { return (false, true) };
+        let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains_key(&slot)) else {
+            return (false, true);
+        };
         let configured = |name: &String| *name == model.profile.name || model.profile.aliases.contains(name);
         let root = listed.names.iter().find(|(name, _)| configured(name)).map(|(_, root)| root.clone());
         let right = root.is_some();
@@ -203,7 +208,7 @@ impl Models {
 
     /// An engine's self-test ended. Says whether the profiles changed.
     pub fn tested(&mut self, slot: Slot, verdict: Verdict) -> bool {
-        let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains(&slot)) else { return false };
+        let Some(model) = self.models.iter_mut().find(|m| m.endpoints.contains_key(&slot)) else { return false };
         // What failed is not well again because it could not be tested.
         if verdict != Verdict::Untested || model.verdicts.get(&slot) != Some(&Verdict::Failed) {
             model.verdicts.insert(slot, verdict);
@@ -222,7 +227,7 @@ impl Models {
     /// A model's profile as its engines should agree with it.
     #[must_use]
     pub fn profile_of(&self, slot: Slot) -> Option<&Profile> {
-        self.models.iter().find(|m| m.endpoints.contains(&slot)).map(|m| &m.profile)
+        self.models.iter().find(|m| m.endpoints.contains_key(&slot)).map(|m| &m.profile)
     }
 
     /// How many of each model's endpoints have each verdict.
@@ -231,7 +236,7 @@ impl Models {
         self.models.iter().flat_map(move |model| {
             all.into_iter().map(move |verdict| {
                 let of = |slot: &Slot| model.verdicts.get(slot).copied().unwrap_or(Verdict::Untested);
-                let count = model.endpoints.iter().filter(|slot| of(slot) == verdict).count();
+                let count = model.endpoints.keys().filter(|slot| of(slot) == verdict).count();
                 (model.profile.name.as_str(), verdict, count)
             })
         })
@@ -262,12 +267,33 @@ impl Models {
                 profile.aliases.extend(names.filter(|name| taken.insert(name.as_str())).cloned());
                 profile.adapters.extend(listed.adapters.iter().filter(|name| taken.insert(name.as_str())).cloned());
             }
+            profile.partial = model.partial(profile.aliases.iter().chain(&profile.adapters));
             if model.verdicts.values().any(|verdict| *verdict == Verdict::Failed) {
                 SELF_TEST.clone_into(&mut profile.opaque);
             }
             models.push(profile);
         }
         Profiles { models }
+    }
+}
+
+impl Served {
+    /// Of these names, those that some endpoints do not serve. Names in the configuration count as served everywhere: an
+    /// engine may load an adapter only when it is asked for. An endpoint that has not said what it serves has none.
+    fn partial<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<Partial> {
+        let configured = |name: &String| self.profile.aliases.contains(name) || self.profile.adapters.contains(name);
+        let serves = |slot: &Slot, name: &String| {
+            let listed = self.listed.get(slot);
+            listed.is_some_and(|l| l.adapters.contains(name) || l.names.iter().any(|(served, _)| served == name))
+        };
+        let partial = names.filter(|name| !configured(name)).map(|name| {
+            let serving = self.endpoints.iter().filter(|(slot, _)| serves(slot, name));
+            (name, serving.collect::<Vec<_>>())
+        });
+        let partial = partial.filter(|(_, serving)| serving.len() < self.endpoints.len());
+        let slots =
+            |serving: &[(&Slot, &Vec<Slot>)]| serving.iter().flat_map(|(_, ranks)| ranks.iter().copied()).collect();
+        partial.map(|(name, serving)| Partial { name: name.clone(), slots: slots(&serving) }).collect()
     }
 }
 
@@ -283,7 +309,7 @@ mod tests {
         let zone = |text: &str| Zone::parse(text).unwrap();
         let mut models = Models::new([(profile("a"), zone("Europe/Berlin")), (profile("b"), zone("UTC"))], 0);
         for (slot, model) in [(0, "a"), (1, "a"), (2, "b")] {
-            models.add(Slot(slot), model);
+            models.add(Slot(slot), model, vec![Slot(slot)]);
         }
         models
     }
@@ -318,6 +344,24 @@ mod tests {
         assert_eq!(models.heard(Slot(1), listed(&["a"], &["ada", "eva"])), (false, true), "nothing new");
         models.heard(Slot(1), listed(&["a"], &["ada"]));
         assert_eq!(models.profiles().models[0].adapters, ["ada"]);
+    }
+
+    #[test]
+    fn a_name_that_not_every_endpoint_serves_is_bound_to_those_that_do() {
+        let mut models = models();
+        let partial = |models: &Models| {
+            let partial = models.profiles().models.swap_remove(0).partial;
+            partial.into_iter().map(|p| (p.name, p.slots)).collect::<Vec<_>>()
+        };
+        models.heard(Slot(0), listed(&["a", "big"], &["ada"]));
+        assert_eq!(partial(&models), [("big".into(), vec![Slot(0)]), ("ada".into(), vec![Slot(0)])]);
+        models.heard(Slot(1), listed(&["a", "a-alias"], &["ada", "eva"]));
+        assert_eq!(partial(&models), [("big".into(), vec![Slot(0)]), ("eva".into(), vec![Slot(1)])]);
+        // Ranks serve what their engine does; an endpoint that comes has said nothing yet.
+        models.add(Slot(1), "a", vec![Slot(1), Slot(5)]);
+        assert!(models.add(Slot(7), "a", vec![Slot(7)]));
+        let ada = ("ada".into(), vec![Slot(0), Slot(1), Slot(5)]);
+        assert_eq!(partial(&models), [("big".into(), vec![Slot(0)]), ada, ("eva".into(), vec![Slot(1), Slot(5)])]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The indexer's own metrics. Their names and meanings are here and nowhere else.
 
+use crate::app::Place;
 use crate::events::{Batch, Event};
 use crate::models::Verdict;
-use crate::stream::{Reason, Stream};
+use crate::stream::{Checkpoint, Reason, Stream};
 use crate::sync::{Sent, State};
 use affinity::fleet::Health;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,7 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfEndpoint {
@@ -74,6 +75,8 @@ pub struct Metrics {
     replays: Family<OfReplay, Counter>,
     audits: Family<OfReplay, Counter>,
     states: Family<OfState, Gauge>,
+    next: Family<OfEndpoint, Gauge>,
+    last: Family<OfEndpoint, Gauge<f64, AtomicU64>>,
     company: Family<OfSource, Counter>,
     snapshots: Counter,
     snapshot_bytes: Counter,
@@ -118,6 +121,8 @@ impl Default for Metrics {
             replays: Family::default(),
             audits: Family::default(),
             states: Family::default(),
+            next: Family::default(),
+            last: Family::default(),
             company: Family::default(),
             snapshots: Counter::default(),
             snapshot_bytes: Counter::default(),
@@ -172,6 +177,12 @@ impl Default for Metrics {
             this.audits.clone(),
         );
         r.register("stream_state", "1 for the state that the stream is in", this.states.clone());
+        r.register("stream_next_message", "Number of the message that comes next", this.next.clone());
+        r.register(
+            "stream_last_message_timestamp_seconds",
+            "What is known of the endpoint is as of then, by the engine's clock",
+            this.last.clone(),
+        );
         r.register("company_checkpoints", "Checkpoints asked of company, by who had one", this.company.clone());
         r.register("company_snapshots", "Snapshots given to peers", this.snapshots.clone());
         r.register("company_snapshot_bytes", "Bytes of them", this.snapshot_bytes.clone());
@@ -284,11 +295,16 @@ impl Metrics {
     }
 
     /// Where a stream is.
-    pub fn stream<M>(&self, endpoint: &str, stream: &Stream<M>) {
-        self.partial.get_or_create(&of(endpoint)).set(i64::from(stream.partial()));
-        for state in Stream::<M>::STATES {
-            let labels = OfState { endpoint: endpoint.to_owned(), state };
-            self.states.get_or_create(&labels).set(i64::from(state == stream.state()));
+    pub fn place(&self, place: &Place) {
+        let endpoint = place.key.to_string();
+        self.partial.get_or_create(&of(&endpoint)).set(i64::from(place.partial));
+        if let Some(Checkpoint { position, .. }) = place.checkpoint {
+            self.next.get_or_create(&of(&endpoint)).set(i64::try_from(position.next).unwrap_or(i64::MAX));
+            self.last.get_or_create(&of(&endpoint)).set(position.last);
+        }
+        for state in Stream::<()>::STATES {
+            let labels = OfState { endpoint: endpoint.clone(), state };
+            self.states.get_or_create(&labels).set(i64::from(state == place.state));
         }
     }
 
@@ -341,9 +357,10 @@ impl Metrics {
 
     /// An endpoint is not there any more.
     pub fn forget(&self, endpoint: &str) {
-        for family in [&self.in_sync, &self.partial, &self.up] {
+        for family in [&self.in_sync, &self.partial, &self.up, &self.next] {
             family.remove(&of(endpoint));
         }
+        self.last.remove(&of(endpoint));
         self.unreadable.remove(&of(endpoint));
         for kind in EVENT_KINDS {
             self.events.remove(&OfEvent { endpoint: endpoint.to_owned(), kind });

@@ -197,7 +197,7 @@ impl Reconciler {
         {
             let mut state = self.app.state();
             for Seated { slot, wanted } in &altered {
-                state.fleet.set_prefill_rate(*slot, wanted.prefill_rate);
+                state.fleet.alter(*slot, wanted);
             }
             state.gateways.set_slots(self.roster.slots());
             if !(left.is_empty() && came.is_empty() && altered.is_empty()) {
@@ -282,8 +282,16 @@ impl Reconciler {
         }
         let void: Vec<SocketAddr> =
             self.engines.iter().filter(|(at, e)| wanted.get(at) != Some(&e.of)).map(|(at, _)| *at).collect();
-        let ended: Vec<Engine> = void.iter().filter_map(|address| self.engines.remove(address)).collect();
-        end(ended.into_iter().flat_map(|engine| engine.tasks)).await;
+        for address in void {
+            let Some(engine) = self.engines.remove(&address) else { continue };
+            end(engine.tasks).await;
+            let first = |of: &Address| of.ranks.first().map(|(slot, _)| *slot);
+            let before = first(&engine.of);
+            if let Some(slot) = before.filter(|_| wanted.get(&address).and_then(first) != before) {
+                // Another rank speaks for the engine now.
+                self.app.state().models.leave(slot);
+            }
+        }
         let asking = &self.asking;
         self.restarts.retain(|address, _| wanted.contains_key(address) || asking.contains_key(address));
         for (address, of) in wanted {
@@ -299,7 +307,8 @@ impl Reconciler {
         // What an engine says of its models holds for all its ranks: the first one stands for them.
         let Some((slot, _)) = of.ranks.first().copied() else { return tasks };
         let Some(book) = self.plan.library.get(&of.model) else { return tasks };
-        self.app.state().models.add(slot, &of.model);
+        let ranks = of.ranks.iter().map(|(slot, _)| *slot).collect();
+        self.app.state().models.add(slot, &of.model, ranks);
         let (app, client) = (self.app.clone(), self.client.clone());
         let address = address.to_string();
         tasks.push(tokio::spawn(served::follow(app, client, slot, address.clone(), of.model.clone())));

@@ -74,7 +74,7 @@ impl State {
 
     /// An endpoint is not there any more: nothing of it is kept.
     pub fn leave(&mut self, slot: Slot) {
-        self.index.clear(slot);
+        self.index.retire(slot);
         self.index.settle();
         self.fleet.leave(slot);
         self.models.leave(slot);

@@ -13,6 +13,7 @@
 pub mod check;
 pub mod conformance;
 pub mod harness;
+pub mod index_bench;
 pub mod load;
 pub mod residency;
 pub mod sim;

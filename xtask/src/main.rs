@@ -52,6 +52,9 @@ enum Task {
     /// Checks prompts of 70 chat templates and other formats against vLLM (downloads about 1 GB the first time).
     #[command(disable_help_flag = true)]
     Conformance(PassedOn),
+    /// Lets 100 simulated engines come, go, restart and evict at full speed, and holds the table against the truth.
+    #[command(disable_help_flag = true)]
+    Soak(PassedOn),
     /// Measures one part. Each takes --help and --json FILE.
     #[command(subcommand)]
     Bench(Bench),
@@ -81,9 +84,15 @@ enum Bench {
     /// How fast prompts are hashed inside Envoy, against XXH64, XXH3 and FNV-1a.
     #[command(disable_help_flag = true)]
     Hash(PassedOn),
+    /// What the indexer's index costs per block and per lookup, against those of SMG and Dynamo.
+    #[command(disable_help_flag = true)]
+    Index(PassedOn),
     /// How long it takes to read a prompt, natively and inside Envoy, against tokenising it.
     #[command(disable_help_flag = true)]
     Prompt(PassedOn),
+    /// How large the table is in Envoy's shared data, and how long an event takes to get into it.
+    #[command(disable_help_flag = true)]
+    Table(PassedOn),
 }
 
 #[derive(Args)]
@@ -116,7 +125,16 @@ fn perform(cli: Cli) -> Result<()> {
         }
         Task::Bench(Bench::Filter(PassedOn { args })) => run(&workspace, envoy, "bench-filter", &args),
         Task::Bench(Bench::Hash(PassedOn { args })) => run_in_envoy(&workspace, envoy, "hash", &args),
+        Task::Bench(Bench::Index(PassedOn { args })) => {
+            let program = workspace.build_apart("tests/bench-index", "bench-index")?;
+            step::replace_self(Command::new(program).args(args))
+        }
         Task::Bench(Bench::Prompt(PassedOn { args })) => run_in_envoy(&workspace, envoy, "prompt", &args),
+        Task::Bench(Bench::Table(PassedOn { args })) => run(&workspace, envoy, "bench-table", &args),
+        Task::Soak(PassedOn { args }) => {
+            workspace.build_programs(true)?;
+            step::replace_self(Command::new(workspace.program("soak")?).args(args))
+        }
         Task::Fuzz { target, runs } => fuzz::fuzz(&workspace, target.as_deref(), runs),
         Task::Envoy => {
             println!("{}", envoy()?.path.display());

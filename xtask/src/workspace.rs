@@ -93,6 +93,15 @@ impl Workspace {
         step::run(&mut self.cargo(&args), "the compiler's errors are above")
     }
 
+    /// Builds a package that is no member of the workspace, optimised; returns its program's path.
+    pub fn build_apart(&self, directory: &str, program: &str) -> Result<PathBuf> {
+        let manifest = self.root.join(directory).join("Cargo.toml");
+        let mut cargo = self.cargo(&["build", "--release", "--locked", "--manifest-path"]);
+        cargo.arg(manifest).arg("--target-dir").arg(&self.target);
+        step::run(&mut cargo, "the compiler's errors are above")?;
+        self.program(program)
+    }
+
     /// The path of an optimised program that has been built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.target.join("release").join(name);

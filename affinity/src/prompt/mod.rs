@@ -31,6 +31,7 @@ mod turns;
 
 use crate::fingerprint::{Fingerprint, root};
 use crate::profile::{Profile, Profiles, Renderer, SELF_TEST};
+use crate::units::Slot;
 use affinity_scan::Lifted;
 use body::{Asked as Prompt, Body};
 use conversation::{Conversation, Envelope};
@@ -105,8 +106,27 @@ impl Unknown {
 pub struct Asked {
     /// Number of its profile; `None` when no profile has that name.
     pub model: Option<u16>,
+    /// The endpoints that serve the name asked for, where not all of the model do.
+    pub only: Option<Vec<Slot>>,
     /// The canonical bytes, or why they are not known.
     pub prompt: Result<Canonical, Unknown>,
+}
+
+impl Asked {
+    fn of(found: Option<Found<'_>>, prompt: Result<Canonical, Unknown>) -> Self {
+        let only = found.as_ref().and_then(|found| found.only).map(<[Slot]>::to_vec);
+        Self { model: found.map(|found| found.model), only, prompt }
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    /// Number of the model's profile.
+    model: u16,
+    /// Name of its namespace.
+    namespace: &'a str,
+    only: Option<&'a [Slot]>,
 }
 
 /// Canonical bytes and the namespace they live in.
@@ -200,9 +220,9 @@ impl Prompts {
                 let found = self.find(body.model.as_deref());
                 let prompt = match found {
                     None => Err(Unknown::Model),
-                    Some((number, name)) => self.spell(api, body, lifted.as_ref(), number, name, now),
+                    Some(found) => self.spell(api, body, lifted.as_ref(), found.model, found.namespace, now),
                 };
-                Asked { model: found.map(|(number, _)| number), prompt }
+                Asked::of(found, prompt)
             }
         }
     }
@@ -211,21 +231,24 @@ impl Prompts {
     #[must_use]
     pub fn unread(&self, body: &[u8], why: Unknown) -> Asked {
         let model = model_name(body).and_then(|name| self.find(Some(name)));
-        Asked { model: model.map(|(number, _)| number), prompt: Err(why) }
+        Asked::of(model, Err(why))
     }
 
-    /// The model's number and its namespace's name. A request that names no model means the only one there is.
-    fn find(&self, name: Option<&str>) -> Option<(u16, &str)> {
+    /// A request that names no model means the only one there is.
+    fn find(&self, name: Option<&str>) -> Option<Found<'_>> {
         let mut models = (0u16..).zip(&self.profiles.models);
         let Some(asked) = name else {
-            let (number, only) = models.next()?;
-            return models.next().is_none().then_some((number, only.name.as_str()));
+            let (model, only) = models.next()?;
+            return models.next().is_none().then_some(Found { model, namespace: &only.name, only: None });
         };
-        models.find_map(|(number, p)| {
-            if p.name == asked || p.aliases.iter().any(|a| a == asked) {
-                return Some((number, p.name.as_str()));
-            }
-            p.adapters.iter().find(|a| *a == asked).map(|adapter| (number, adapter.as_str()))
+        models.find_map(|(model, p)| {
+            let namespace = if p.name == asked || p.aliases.iter().any(|a| a == asked) {
+                &p.name
+            } else {
+                p.adapters.iter().find(|a| *a == asked)?
+            };
+            let only = p.partial.iter().find(|partial| partial.name == asked).map(|partial| partial.slots.as_slice());
+            Some(Found { model, namespace, only })
         })
     }
 
@@ -276,7 +299,7 @@ impl Prompts {
             Ok(envelope) => envelope,
         };
         let found = self.find(model.as_deref());
-        let prompt = found.ok_or(Unknown::Model).and_then(|(model, namespace)| {
+        let prompt = found.ok_or(Unknown::Model).and_then(|Found { model, namespace, .. }| {
             let profile = self.profile(model).ok_or(Unknown::Model)?;
             let mut chat = conversation?;
             self.adapt(api, profile, model, &mut chat, now)?;
@@ -284,7 +307,7 @@ impl Prompts {
             let root = root(namespace, cache_salt.as_deref());
             self.canonical(profile, root, rendered, true, chat.add_special_tokens)
         });
-        Asked { model: found.map(|(number, _)| number), prompt }
+        Asked::of(found, prompt)
     }
 
     /// Does to a conversation what depends on the model.

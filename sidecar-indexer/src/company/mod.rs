@@ -4,13 +4,15 @@
 
 mod peers;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use peers::POSITION;
 pub use store::Store;
 
 use crate::app::App;
 use crate::endpoints::Key;
-use crate::holdings::Holdings;
+use crate::index::Holdings;
 use crate::stream::{Checkpoint, Position};
 use anyhow::{Context, Result, ensure};
 use peers::Peers;

@@ -4,12 +4,12 @@ use super::Offer;
 use crate::endpoints::Key;
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, Url};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// Where a snapshot's place is said ahead of it: `NEXT LAST`.
+/// The header that says where a snapshot is: `NEXT LAST`.
 pub const POSITION: &str = "x-warmpath-position";
 /// For peers to say what they have.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -43,14 +43,13 @@ impl Peers {
         urls.sort();
         urls.dedup();
         urls.truncate(MOST);
-        let answers = urls.iter().map(|url| async { timeout(ANSWER, self.first(url, key)).await.ok()?.ok()? });
-        let mut answers: Vec<(f64, Response)> = join_all(answers).await.into_iter().flatten().collect();
+        let places = urls.into_iter().map(|url| async { timeout(ANSWER, self.place(url, key)).await.ok()?.ok()? });
+        let mut places: Vec<(f64, Url)> = join_all(places).await.into_iter().flatten().collect();
         // By the engine's clock: numbers of two processes cannot be compared.
-        answers.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (_, answer) in answers {
-            let from = answer.url().clone();
+        places.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (_, from) in places {
             let _turn = self.turns.acquire().await.ok()?;
-            let offer = async { Offer::decode(&self.body(answer).await?, key) };
+            let offer = async { Offer::decode(&self.body(&from).await?, key) };
             match timeout(BODY, offer).await.map_err(anyhow::Error::from).and_then(|offer| offer) {
                 Ok(offer) => return Some(offer),
                 Err(error) => tracing::info!(%from, error = format!("{error:#}"), "a peer's snapshot is of no use"),
@@ -59,20 +58,20 @@ impl Peers {
         None
     }
 
-    /// What a peer says ahead of its snapshot; `None` if it has none.
-    async fn first(&self, peer: &Url, key: Key) -> Result<Option<(f64, Response)>> {
+    /// How far a peer is, and where its snapshot is; `None` if it has none.
+    async fn place(&self, peer: Url, key: Key) -> Result<Option<(f64, Url)>> {
         let mut url = peer.join("/v1/snapshot")?;
         url.query_pairs_mut().append_pair("endpoint", &key.address.to_string());
         if let Some(rank) = key.rank {
             url.query_pairs_mut().append_pair("rank", &rank.to_string());
         }
-        let answer = self.client.get(url).send().await?.error_for_status()?;
-        let place =
-            answer.headers().get(POSITION).and_then(|value| value.to_str().ok()?.split(' ').nth(1)?.parse().ok());
-        Ok(place.map(|last| (last, answer)))
+        let answer = self.client.head(url.clone()).send().await?.error_for_status()?;
+        let place = answer.headers().get(POSITION).and_then(|value| value.to_str().ok());
+        Ok(place.and_then(|place| Some((place.split(' ').nth(1)?.parse().ok()?, url))))
     }
 
-    async fn body(&self, mut answer: Response) -> Result<Vec<u8>> {
+    async fn body(&self, url: &Url) -> Result<Vec<u8>> {
+        let mut answer = self.client.get(url.clone()).send().await?.error_for_status()?;
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await? {
             ensure!(body.len() + chunk.len() <= self.limit, "it is above {} bytes", self.limit);

@@ -44,7 +44,7 @@ impl Store {
         Ok(Self { client, connection: Mutex::default(), put: Script::new(PUT), limit })
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection> {
+    pub(super) async fn connection(&self) -> Result<MultiplexedConnection> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = &*connection {
             return Ok(connection.clone());
@@ -81,14 +81,14 @@ impl Store {
     }
 
     /// The engine's time of the checkpoint that is there.
-    async fn last(&self, key: Key) -> Result<Option<f64>> {
+    pub(super) async fn last(&self, key: Key) -> Result<Option<f64>> {
         let mut connection = self.connection().await?;
         let last = redis::cmd("HGET").arg(place(key)).arg("last").query_async(&mut connection).await;
         self.checked(last).await
     }
 
     /// Keeps a checkpoint, unless a later one is there. Says whether it was kept.
-    async fn put(&self, key: Key, last: f64, snapshot: &[u8]) -> Result<bool> {
+    pub(super) async fn put(&self, key: Key, last: f64, snapshot: &[u8]) -> Result<bool> {
         let mut connection = self.connection().await?;
         let mut put = self.put.key(place(key));
         put.arg(last).arg(snapshot).arg(LASTS.as_millis() as u64);
@@ -155,6 +155,6 @@ impl Store {
     }
 }
 
-fn place(key: Key) -> String {
+pub(super) fn place(key: Key) -> String {
     format!("warmpath:{}:stream:{key}", super::FORMAT)
 }

@@ -34,7 +34,7 @@ impl Index {
     }
 
     /// Forgets a leaf's blocks, on all endpoints.
-    fn evict(&mut self, run: u32) {
+    pub(super) fn evict(&mut self, run: u32) {
         let keepers: Vec<Keeper> = self.tree.run(run).into_iter().flat_map(|r| &r.holders).map(|h| h.keeper).collect();
         for keeper in keepers {
             let mut forgotten = 0;

@@ -177,6 +177,11 @@ impl Run {
         true
     }
 
+    /// Bytes from the run's start to a block's end.
+    pub(super) fn span(&self, offset: usize) -> u16 {
+        self.blocks.get(offset).map_or(0, |b| b.end)
+    }
+
     /// Bytes from the prompt's start to a block's end.
     fn end(&self, offset: usize) -> u32 {
         self.bytes.saturating_add(self.blocks.get(offset).map_or(0, |b| u32::from(b.end)))
@@ -301,6 +306,7 @@ impl Run {
         had - keep
     }
 
+    #[cfg(test)]
     pub(super) fn forks(&self) -> impl Iterator<Item = (u8, u32)> + '_ {
         self.forks.iter().map(|f| (f.offset, f.runs))
     }

@@ -3,7 +3,7 @@
 use super::endpoint::Place;
 use super::holder::{Keeper, TIERS};
 use super::orphans::Orphan;
-use super::runs::{BlockId, Content};
+use super::runs::{BlockId, Content, NO_RUN};
 use super::{Copies, Index};
 use crate::canonical::GENERATED_AT_MOST;
 use crate::events::{Removed, Stored};
@@ -54,7 +54,9 @@ impl Index {
             return;
         }
         let (Some(mut anchor), mut before) = (self.start(of, stored), stored.parent) else { return };
-        let first = anchor;
+        if let (Anchor::Tree(root, _), None) = (anchor, stored.parent) {
+            self.tree.pin(root.run());
+        }
         let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
         for (i, (hash, tokens)) in blocks.enumerate() {
             let more = stored.hashes.len() - i - 1;
@@ -78,10 +80,7 @@ impl Index {
             before = Some(*hash);
         }
         self.keep_tail(of, stored);
-        if let (Anchor::Tree(block, _), None) = (first, stored.parent) {
-            // A root of which nothing may have come.
-            self.tree.release(block.run(), false);
-        }
+        self.tree.pin(NO_RUN);
     }
 
     /// What an event's first block comes after.
@@ -296,7 +295,7 @@ impl Anchor {
     fn run(self) -> u32 {
         match self {
             Self::Tree(block, _) => block.run(),
-            Self::Unmatchable | Self::Unknown(_) => super::runs::NO_RUN,
+            Self::Unmatchable | Self::Unknown(_) => NO_RUN,
         }
     }
 }

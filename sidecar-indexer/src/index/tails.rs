@@ -15,7 +15,7 @@ pub(super) struct Tails {
 pub(super) struct Tail {
     pub(super) tokens: Box<[u32]>,
     /// The block before it that has a tail too: of two answers to one prompt the second one's first block needs it.
-    before: Option<u64>,
+    pub(super) before: Option<u64>,
 }
 
 impl Tails {

@@ -1,8 +1,8 @@
 //! The index against a model that recomputes everything from the definition after every step.
 use crate::events::{Attention, Event, Removed, Stored};
-use crate::index::{Index, Options};
+use crate::index::{Holdings, Index, Options, RestoreError};
 use crate::tokens::Vocabulary;
-use affinity::page::{PageEntry, page_of};
+use affinity::page::{PageEntry, encode_page, page_of};
 use affinity::prompt::ids_namespace;
 use affinity::{Fingerprint, Slot, Stride, Tier, Tokens, fingerprints, root};
 use proptest::prelude::*;
@@ -62,9 +62,50 @@ fn tier_of(copies: &[u32; 3]) -> Option<Tier> {
     [Tier::Gpu, Tier::Cpu, Tier::Disk].into_iter().zip(copies).find(|(_, n)| **n > 0).map(|(tier, _)| tier)
 }
 
+/// A fingerprint that an endpoint holds by way of one of its blocks.
+struct Source {
+    fingerprint: Fingerprint,
+    slot: Slot,
+    tier: Tier,
+    tokens: Tokens,
+}
+
+/// For each fingerprint and holder: tokens at most, and the fastest tier.
+type Most = BTreeMap<(Fingerprint, Slot), (Tokens, Tier)>;
+
 impl Model {
+    /// All that the index may say at most.
+    fn most(&self) -> Most {
+        let mut most = Most::new();
+        for Source { fingerprint, slot, tier, tokens } in self.sources() {
+            let there = most.entry((fingerprint, slot)).or_insert((tokens, tier));
+            *there = (there.0.max(tokens), there.1.min(tier));
+        }
+        most
+    }
+
+    fn residency(&self, endpoint: usize) -> BTreeMap<u64, u32> {
+        let copies = |(block, copies): (&Block, &[u32; 3])| (block.hash(endpoint), copies.iter().sum());
+        self.blocks[endpoint].iter().map(copies).collect()
+    }
+
     fn entries(&self) -> Vec<PageEntry> {
         let mut table: BTreeMap<Fingerprint, (Tokens, BTreeMap<Slot, Tier>)> = BTreeMap::new();
+        for Source { fingerprint, slot, tier, tokens } in self.sources() {
+            let entry = table.entry(fingerprint).or_insert((Tokens(u32::MAX), BTreeMap::new()));
+            entry.0 = entry.0.min(tokens);
+            entry.1.entry(slot).and_modify(|t| *t = (*t).min(tier)).or_insert(tier);
+        }
+        let entry = |(fingerprint, (tokens, holders)): (Fingerprint, (Tokens, BTreeMap<Slot, Tier>))| PageEntry {
+            fingerprint,
+            tokens,
+            holders: holders.into_iter().collect(),
+        };
+        table.into_iter().map(entry).collect()
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let mut sources = Vec::new();
         for (endpoint, blocks) in self.blocks.iter().enumerate() {
             let slot = Slot(endpoint as u16);
             for block in blocks.keys() {
@@ -87,18 +128,11 @@ impl Model {
                         continue;
                     }
                     let whole = block.tokens.len() - if at == bytes.len() { 0 } else { block.size };
-                    let entry = table.entry(fingerprint).or_insert((Tokens(u32::MAX), BTreeMap::new()));
-                    entry.0 = entry.0.min(Tokens(whole as u32));
-                    entry.1.entry(slot).and_modify(|t| *t = (*t).min(tier)).or_insert(tier);
+                    sources.push(Source { fingerprint, slot, tier, tokens: Tokens(whole as u32) });
                 }
             }
         }
-        let entry = |(fingerprint, (tokens, holders)): (Fingerprint, (Tokens, BTreeMap<Slot, Tier>))| PageEntry {
-            fingerprint,
-            tokens,
-            holders: holders.into_iter().collect(),
-        };
-        table.into_iter().map(entry).collect()
+        sources
     }
 }
 
@@ -126,6 +160,10 @@ enum Op {
     Clear {
         endpoint: usize,
     },
+    /// Take a snapshot and put it back.
+    Restore {
+        endpoint: usize,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -151,7 +189,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (endpoint.clone(), pick(), tier.clone())
             .prop_map(|(endpoint, pick, tier)| Op::Offload { endpoint, pick, tier }),
         8 => (endpoint.clone(), pick(), tier).prop_map(|(endpoint, pick, tier)| Op::Remove { endpoint, pick, tier }),
-        1 => endpoint.prop_map(|endpoint| Op::Clear { endpoint }),
+        1 => endpoint.clone().prop_map(|endpoint| Op::Clear { endpoint }),
+        1 => endpoint.prop_map(|endpoint| Op::Restore { endpoint }),
     ]
 }
 
@@ -215,6 +254,18 @@ fn run(op: &Op, index: &mut Index, model: &mut Model) {
                 model.blocks[*endpoint].remove(&block);
             }
         }
+        Op::Restore { endpoint } => {
+            let slot = Slot(*endpoint as u16);
+            let holdings = through_msgpack(&index.snapshot(slot).unwrap());
+            match index.restore(slot, &holdings) {
+                Ok(()) => assert_eq!(index.resident(slot).count(), holdings.len()),
+                Err(error) => {
+                    // Blocks that are not held count as well.
+                    assert!(error == RestoreError::TooLarge && index.options.max_blocks < 100);
+                    model.blocks[*endpoint].clear();
+                }
+            }
+        }
         Op::Clear { endpoint } => {
             index.apply(Slot(*endpoint as u16), &Event::Cleared);
             model.blocks[*endpoint].clear();
@@ -222,33 +273,48 @@ fn run(op: &Op, index: &mut Index, model: &mut Model) {
     }
 }
 
+fn through_msgpack(holdings: &Holdings) -> Holdings {
+    rmp_serde::from_slice(&rmp_serde::to_vec(holdings).unwrap()).unwrap()
+}
+
 fn all_entries(index: &Index) -> Vec<PageEntry> {
     (0..1u32 << index.table().bits()).flat_map(|page| index.entries(page)).collect()
 }
 
+fn new_index(max_blocks: usize) -> Index {
+    let options =
+        Options { stride: Stride::new(STRIDE).unwrap(), max_blocks, tiers: vec![Tier::Gpu, Tier::Cpu, Tier::Disk] };
+    let (mut index, vocabulary) = (Index::new(options, 1), vocabulary());
+    for (endpoint, name) in ENDPOINTS.iter().enumerate() {
+        index.add(Slot(endpoint as u16), name, &vocabulary, false);
+    }
+    index
+}
+
+fn residency(index: &Index, endpoint: usize) -> BTreeMap<u64, u32> {
+    index.resident(Slot(endpoint as u16)).collect()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
     fn the_table_is_what_the_definition_says_after_every_step(ops in proptest::collection::vec(op(), 1..70)) {
-        let options = Options {
-            stride: Stride::new(STRIDE).unwrap(),
-            max_blocks: 100_000,
-            tiers: vec![Tier::Gpu, Tier::Cpu, Tier::Disk],
-        };
-        let (mut index, mut model, vocabulary) = (Index::new(options, 1), Model::default(), vocabulary());
-        for (endpoint, name) in ENDPOINTS.iter().enumerate() {
-            index.add(Slot(endpoint as u16), name, &vocabulary, false);
-        }
+        let (mut index, mut model) = (new_index(100_000), Model::default());
         let mut before: HashMap<Fingerprint, PageEntry> = HashMap::new();
         for op in &ops {
             let version = index.table().version();
             run(op, &mut index, &mut model);
+            index.check();
             let (entries, expected) = (all_entries(&index), model.entries());
             prop_assert_eq!(&entries, &expected, "after {:?}", op);
             prop_assert_eq!(index.table().len(), entries.len());
-            index.check();
-            prop_assert_eq!(index.stats().blocks, model.blocks.iter().map(BTreeMap::len).sum::<usize>());
-            // A page that reads differently has a new version.
+            for endpoint in 0..ENDPOINTS.len() {
+                prop_assert_eq!(residency(&index, endpoint), model.residency(endpoint));
+            }
+            // What is written are these entries; a page that reads differently has a new version.
+            for page in 0..1 << index.table().bits() {
+                prop_assert_eq!(index.page(page), encode_page(index.table().epoch(), &index.entries(page)));
+            }
             let now: HashMap<_, _> = entries.into_iter().map(|e| (e.fingerprint, e)).collect();
             let changed: Vec<u32> = index.table().changed_since(version).into_iter().map(|(_, page)| page).collect();
             for fingerprint in before.keys().chain(now.keys()) {
@@ -258,12 +324,75 @@ proptest! {
             }
             before = now;
         }
+        // Another indexer gets everything, and then holds the same.
+        let mut other = new_index(100_000);
         for endpoint in 0..ENDPOINTS.len() {
-            index.clear(Slot(endpoint as u16));
+            let slot = Slot(endpoint as u16);
+            other.restore(slot, &through_msgpack(&index.snapshot(slot).unwrap())).unwrap();
+            other.check();
+        }
+        prop_assert_eq!(all_entries(&other), all_entries(&index));
+        prop_assert_eq!(other.stats(), index.stats());
+        for endpoint in 0..ENDPOINTS.len() {
+            index.retire(Slot(endpoint as u16));
         }
         prop_assert!(index.table().is_empty());
         index.check();
         prop_assert_eq!(index.stats(), crate::index::Stats::default());
+    }
+
+    #[test]
+    fn a_small_index_promises_nothing_that_is_not_held(
+        ops in proptest::collection::vec(op(), 1..70), max_blocks in 1usize..40
+    ) {
+        let (mut index, mut model) = (new_index(max_blocks), Model::default());
+        for op in &ops {
+            run(op, &mut index, &mut model);
+            index.check();
+            prop_assert!(index.stats().blocks <= max_blocks, "{:?}", index.stats());
+            let most = model.most();
+            for entry in all_entries(&index) {
+                for (slot, tier) in entry.holders {
+                    let true_of = most.get(&(entry.fingerprint, slot)).copied();
+                    let fits = true_of.is_some_and(|(tokens, best)| entry.tokens <= tokens && tier >= best);
+                    prop_assert!(fits, "{:?} {:?} {:?}, {:?}", slot, entry.tokens, tier, true_of);
+                }
+            }
+            for endpoint in 0..ENDPOINTS.len() {
+                let model = model.residency(endpoint);
+                for (hash, copies) in residency(&index, endpoint) {
+                    prop_assert!(model.get(&hash).is_some_and(|n| copies <= *n));
+                }
+            }
+        }
+    }
+
+    /// Whatever is changed in a snapshot: it is refused, or put back in good order.
+    #[test]
+    fn a_damaged_snapshot_breaks_nothing(
+        ops in proptest::collection::vec(op(), 1..25),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        max_blocks in prop_oneof![Just(100_000usize), 1usize..40],
+    ) {
+        let (mut index, mut model) = (new_index(100_000), Model::default());
+        ops.iter().for_each(|op| run(op, &mut index, &mut model));
+        let mut other = new_index(max_blocks);
+        for endpoint in 0..ENDPOINTS.len() {
+            let slot = Slot(endpoint as u16);
+            let mut bytes = rmp_serde::to_vec(&index.snapshot(slot).unwrap()).unwrap();
+            for (at, byte) in &damage {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            let Ok(holdings) = rmp_serde::from_slice::<Holdings>(&bytes) else { continue };
+            let outcome = other.restore(slot, &holdings);
+            other.check();
+            prop_assert!(other.stats().blocks <= max_blocks);
+            prop_assert!(outcome.is_ok() || other.resident(slot).next().is_none());
+            // And it can be worked with.
+            ops.iter().for_each(|op| run(op, &mut other, &mut Model::default()));
+            other.check();
+        }
     }
 }
 
@@ -407,4 +536,30 @@ fn what_is_held_can_be_found_by_token_ids_too() {
     assert_eq!(found("m", &text), 48 / STRIDE as usize);
     index.apply(Slot(0), &remove(&[0, 1, 2, 3], None));
     assert!(index.table().is_empty());
+}
+
+#[test]
+fn a_snapshot_of_other_settings_or_too_large_is_refused() {
+    let slot = Slot(0);
+    let mut index = small_index(100);
+    index.apply(slot, &Event::Stored(sequence(&[0, 1, 2, 3], None)));
+    let holdings = index.snapshot(slot).unwrap();
+    assert_eq!((holdings.len(), index.snapshot(Slot(1))), (4, None));
+    let mut ids = small_index(100);
+    ids.add(slot, "m", &vocabulary(), true);
+    assert_eq!(ids.restore(slot, &holdings), Err(RestoreError::Settings));
+    let mut named = small_index(100);
+    named.add(slot, "n", &vocabulary(), false);
+    assert_eq!(named.restore(slot, &holdings), Err(RestoreError::Settings));
+    assert_eq!(named.restore(Slot(7), &holdings), Err(RestoreError::NoEndpoint));
+    let mut small = small_index(3);
+    small.apply(slot, &Event::Stored(sequence(&[9], None)));
+    assert_eq!(small.restore(slot, &holdings), Err(RestoreError::TooLarge));
+    assert_eq!(small.stats().blocks, 0, "a snapshot that is refused leaves nothing");
+    let mut full = small_index(6);
+    full.add(Slot(1), "m", &vocabulary(), false);
+    full.apply(Slot(1), &Event::Stored(sequence(&[5, 6, 7, 8, 9], None)));
+    assert_eq!(full.restore(slot, &holdings), Ok(()), "what is colder makes room");
+    full.check();
+    assert_eq!(full.stats().blocks, 4);
 }

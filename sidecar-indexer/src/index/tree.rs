@@ -24,6 +24,8 @@ pub(super) struct Tree {
     pub(super) coldest: u32,
     pub(super) hottest: u32,
     blocks: usize,
+    /// A root that stays though nothing may be attached to it for a while.
+    pinned: u32,
     pub(super) table: Table,
     /// Holders that changed and are still to be told of: run, before, after. Empty between calls.
     stale: Vec<(u32, Rooted, Rooted)>,
@@ -55,6 +57,7 @@ impl Tree {
             coldest: NO_RUN,
             hottest: NO_RUN,
             blocks: 0,
+            pinned: NO_RUN,
             table: Table::new(epoch),
             stale: Vec::new(),
         }
@@ -77,7 +80,13 @@ impl Tree {
         self.runs.get_mut(run as usize)
     }
 
-    /// The root of a namespace, to be given a block or [`Tree::release`]d.
+    /// Keeps a root until another call lets it go.
+    pub(super) fn pin(&mut self, root: u32) {
+        let before = std::mem::replace(&mut self.pinned, root);
+        self.release(before, false);
+    }
+
+    /// The root of a namespace, to be given a block, [`Tree::release`]d or pinned.
     pub(super) fn root(&mut self, namespace: Fingerprint) -> Option<BlockId> {
         let content = Content { chain: Chain::new(namespace), size: 0, digest: 0 };
         let key = first_key(NO_BLOCK, &content);
@@ -312,7 +321,7 @@ impl Tree {
             let (cut, parent) = (r.trim(stride), r.parent);
             let gone = r.len() == 0 && r.is_leaf();
             self.blocks -= cut;
-            if !gone {
+            if !gone || number == self.pinned {
                 return;
             }
             let Ok(entry) = self.firsts.find_entry(key, |n| *n == number) else { return };

@@ -2,9 +2,11 @@
 
 pub mod bind;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod wire;
 
-use crate::app::{App, Aside};
+use crate::app::{App, Aside, Who};
 use crate::company::{Company, Offer};
 use crate::endpoints::Key;
 use crate::events::{Batch, DecodeError};
@@ -56,13 +58,13 @@ pub struct Told {
 /// Follows an endpoint's events for ever, through every disconnect.
 pub async fn follow(app: Arc<App>, company: Arc<Company>, source: Source) {
     let Some(told) = app.told(source.slot) else { return };
-    let note = Note { app: app.clone(), endpoint: source.key.to_string() };
+    let who = Who { slot: source.slot, key: source.key, name: source.key.to_string() };
+    let note = Note { app: app.clone(), endpoint: who.name.clone() };
     let (asking, replay) = (note.clone(), source.replay.clone());
     let ask = move |from, delay| Some(Replay::start(replay.clone()?, asking.clone(), from, delay));
     let mut follower = Follower {
         stream: Stream::new(source.replay.is_some(), company.exists()),
-        slot: source.slot,
-        key: source.key,
+        who,
         note,
         told,
         app,
@@ -106,8 +108,7 @@ impl Note {
 struct Follower {
     app: Arc<App>,
     company: Arc<Company>,
-    slot: Slot,
-    key: Key,
+    who: Who,
     note: Note,
     stream: Stream<Batch>,
     /// Holdings that are not in the index.
@@ -235,9 +236,9 @@ impl Follower {
     fn step(&mut self, input: Input<Batch>, live: bool) -> bool {
         let was_in_sync = self.stream.in_sync();
         let mut actions = self.stream.step(input);
-        if !self.app.act(self.slot, self.key, &self.stream, &actions, &mut self.aside, live) {
+        if !self.app.act(&self.who, &self.stream, &actions, &mut self.aside, live) {
             actions = self.stream.step(Input::NotRestored);
-            let _ = self.app.act(self.slot, self.key, &self.stream, &actions, &mut self.aside, live);
+            let _ = self.app.act(&self.who, &self.stream, &actions, &mut self.aside, live);
         }
         let mut keep = true;
         for action in &actions {
@@ -249,7 +250,7 @@ impl Follower {
                 }
                 Action::Seek => {
                     self.replay = None;
-                    let (company, key) = (self.company.clone(), self.key);
+                    let (company, key) = (self.company.clone(), self.who.key);
                     self.seeking = Some(Seeking(tokio::spawn(async move { company.seek(key).await })));
                 }
                 Action::Reconnect => keep = false,

@@ -14,6 +14,7 @@ pub(crate) use hugging_face::{byte_char, uses};
 pub use sentencepiece::{Kind, Piece, SentencePiece};
 use serde_json::Value;
 use std::path::Path;
+use std::sync::OnceLock;
 pub use tekken::Tekken;
 pub(crate) use tekken::version;
 
@@ -25,6 +26,7 @@ pub struct Vocabulary {
     spans: Vec<Option<(u32, u32)>>,
     /// Tells generated blocks whose tokens no prompt will have.
     encoder: Option<Encoder>,
+    digest: OnceLock<u64>,
 }
 
 impl Vocabulary {
@@ -57,6 +59,22 @@ impl Vocabulary {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
+    }
+
+    /// Tells vocabularies apart: a digest of what every token spells. The same in every process.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        *self.digest.get_or_init(|| {
+            let step = |h: u64, word: u64| (h.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let bytes = self.bytes.chunks(8).fold(self.bytes.len() as u64, |h, chunk| {
+                step(h, chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+            });
+            let span = |h, span: &Option<(u32, u32)>| {
+                step(h, span.map_or(u64::MAX, |(start, end)| u64::from(start) << 32 | u64::from(end)))
+            };
+            let h = self.spans.iter().fold(bytes, span);
+            h ^ h >> 29
+        })
     }
 
     /// The last token that spells these bytes.

@@ -19,6 +19,7 @@
 mod engine;
 mod envoy;
 mod envoy_config;
+mod gateway;
 mod http;
 mod indexer;
 mod paths;
@@ -33,6 +34,7 @@ use anyhow::{Result, bail};
 pub use engine::{Engine, MODEL};
 pub use envoy::{Envoy, EnvoyOptions};
 pub use envoy_config::EnvoyConfig;
+pub use gateway::Gateway;
 pub use http::{Client, Reply};
 pub use indexer::Indexer;
 pub use paths::{envoy_binary, module, program, repository};

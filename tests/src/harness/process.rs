@@ -57,6 +57,32 @@ impl Process {
         self.child.id()
     }
 
+    /// CPU time that all its threads have used, user and kernel. By the scheduler's own account, to the nanosecond;
+    /// threads that have ended are left out.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        let mut total = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid())).context("the process is gone")? {
+            let path = task?.path().join("schedstat");
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let used = text.split_whitespace().next().and_then(|field| field.parse::<u64>().ok());
+            total += used.with_context(|| format!("{} says {text:?}", path.display()))?;
+        }
+        Ok(Duration::from_nanos(total))
+    }
+
+    /// Bytes of memory that it has in use.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("the process is gone")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"));
+        Ok(line.context("the process has ended")?.trim().parse::<u64>()? * 1024)
+    }
+
     /// All it has printed so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -9,6 +9,7 @@ mod client;
 mod drive;
 mod figures;
 mod ideal;
+mod phrases;
 mod prose;
 mod workload;
 
@@ -16,5 +17,6 @@ pub use client::{Answer, StreamClient};
 pub use drive::{Record, drive};
 pub use figures::{Figures, percentile};
 pub use ideal::{Ideal, UnboundedCache, ideal};
+pub use phrases::Phrases;
 pub use prose::prose;
 pub use workload::{PREAMBLE_BYTES, SYSTEM_BYTES, Step, Workload, WorkloadOptions};

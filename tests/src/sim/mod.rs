@@ -11,7 +11,7 @@ pub mod events;
 mod http;
 mod metrics;
 mod openai;
-mod publisher;
+pub mod publisher;
 mod ranks;
 pub mod scheduler;
 pub mod tokenizer;

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use zeromq::{Endpoint, Host, PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
 use super::cache::CacheEvent;
@@ -36,13 +37,14 @@ struct Sent {
     lose: u64,
 }
 
-/// Numbers, keeps and sends batches. Cheap to clone.
+/// Numbers, keeps and sends batches. Cheap to clone; its ports are free again once the last clone is dropped.
 #[derive(Clone)]
 pub struct Publisher {
     format: Arc<Format>,
     sent: Arc<Mutex<Sent>>,
     live: mpsc::UnboundedSender<ZmqMessage>,
     paused: watch::Sender<bool>,
+    _tasks: Arc<JoinSet<()>>,
 }
 
 impl Publisher {
@@ -57,10 +59,11 @@ impl Publisher {
             .with_context(|| format!("bind the replay socket to port {replay_port}; choose another --replay-port"))?;
         let (live, queue) = mpsc::unbounded_channel();
         let (paused, _) = watch::channel(false);
-        let this = Self { format: Arc::new(format), sent: Arc::default(), live, paused };
-        tokio::spawn(send_live(publish, queue, this.paused.subscribe()));
-        tokio::spawn(serve_replays(router, this.format.clone(), this.sent.clone()));
-        Ok((this, events, replay))
+        let (format, sent) = (Arc::new(format), Arc::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(send_live(publish, queue, paused.subscribe()));
+        tasks.spawn(serve_replays(router, Arc::clone(&format), Arc::clone(&sent)));
+        Ok((Self { format, sent, live, paused, _tasks: Arc::new(tasks) }, events, replay))
     }
 
     /// Publishes one batch. Its number and its place in the replay buffer are settled on return.

@@ -143,3 +143,22 @@ async fn a_rank_that_not_every_engine_has_is_not_named() {
         assert_eq!(engine(&reply), stack.engines[1].address.port());
     }
 }
+
+#[tokio::test]
+async fn an_adapter_is_asked_for_only_where_it_is_served() {
+    let engines = vec![Engine::start(&[]).await.unwrap(), Engine::start(&["--lora", "ada"]).await.unwrap()];
+    let endpoints = Indexer::config(&engines)["endpoints"].clone();
+    let stack = stack("warmpath.yaml", engines, endpoints).await;
+    let serving = stack.engines[1].address.port();
+    let ask = async |seed: u64| {
+        let mut body = chat(&text(seed, 100), "q", 1);
+        body["model"] = json!("ada");
+        post(&stack, &body, &[("x-warmpath-debug", "1")]).await
+    };
+    // Before the engines have said what they serve, the name is unknown.
+    let heard = async || Ok(ask(1).await.header("x-warmpath-prompt") == Some("exact"));
+    eventually("the adapter is heard of", Duration::from_secs(10), heard).await.unwrap();
+    for seed in 0..12 {
+        assert_eq!(engine(&ask(9500 + seed).await), serving, "prompt {seed}");
+    }
+}

@@ -15,7 +15,10 @@ use warmpath_tests::harness::{Client, Envoy};
 /// The header that names endpoints.
 pub const ENDPOINT: &str = "x-gateway-destination-endpoint";
 
-/// Answers each request with JSON: its own address, the body's length, and the routing header if there was one.
+/// The header that names a data-parallel rank.
+pub const RANK: &str = "x-data-parallel-rank";
+
+/// Answers each request with JSON: its own address, the body's length, and the routing headers if there were any.
 pub struct Backend {
     pub address: SocketAddr,
     status: Arc<AtomicU16>,
@@ -31,8 +34,8 @@ impl Backend {
         let (answered, counted) = (status.clone(), requests.clone());
         let answer = async move |headers: HeaderMap, body: Bytes| {
             counted.fetch_add(1, Ordering::Relaxed);
-            let endpoint = headers.get(ENDPOINT).map(|value| value.to_str().unwrap());
-            let answer = json!({"by": address, "bytes": body.len(), "endpoint": endpoint});
+            let [endpoint, rank] = [ENDPOINT, RANK].map(|name| headers.get(name).map(|value| value.to_str().unwrap()));
+            let answer = json!({"by": address, "bytes": body.len(), "endpoint": endpoint, "rank": rank});
             (StatusCode::from_u16(answered.load(Ordering::Relaxed)).unwrap(), answer.to_string())
         };
         let app = Router::new().fallback(answer).layer(DefaultBodyLimit::disable());
@@ -70,16 +73,17 @@ pub fn answered_by(answer: &Value) -> SocketAddr {
     answer["by"].as_str().unwrap().parse().unwrap()
 }
 
-/// Asks a gateway 30 times for the first backend by the routing header, which must not be listened to nor passed on.
-/// `what` names the gateway where it is.
+/// Asks a gateway 30 times for the first backend and its rank 1 by the routing headers, which must not be listened to
+/// nor passed on. `what` names the gateway where it is.
 pub async fn assert_clients_cannot_choose(what: &str, envoy: &Envoy, backends: &[Backend]) {
     let (client, wanted) = (Client::new().unwrap(), backends[0].address.to_string());
     let mut answering = HashSet::new();
     for _ in 0..30 {
-        let headers = [(ENDPOINT, wanted.as_str())];
+        let headers = [(ENDPOINT, wanted.as_str()), (RANK, "1")];
         let reply = client.post(&envoy.url("/v1/completions"), &headers, &"a prompt".into()).await.unwrap();
         let answer = reply.json().unwrap();
-        assert!(answer["endpoint"].is_null(), "{what} passed the client's header on: {answer}");
+        let passed = !answer["endpoint"].is_null() || !answer["rank"].is_null();
+        assert!(!passed, "{what} passed the client's headers on: {answer}");
         answering.insert(answered_by(&answer));
     }
     assert!(answering.len() > 1, "{what} sent all 30 requests to the backend the client named");

@@ -1,23 +1,9 @@
-//! Which core a process runs on, and how long it has.
+//! Which core a process runs on.
 
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-
-/// CPU time that all threads of a process have used, user and kernel. By the scheduler's own account, to the
-/// nanosecond; threads that have ended are left out.
-pub fn used(pid: u32) -> Result<Duration> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).context("the process is gone")? {
-        let path = task?.path().join("schedstat");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let used = text.split_whitespace().next().and_then(|field| field.parse::<u64>().ok());
-        total += used.with_context(|| format!("{} says {text:?}", path.display()))?;
-    }
-    Ok(Duration::from_nanos(total))
-}
 
 /// One core for what is measured, and the others for all else.
 pub struct Cores {

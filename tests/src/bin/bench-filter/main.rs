@@ -202,9 +202,9 @@ impl Bench {
 }
 
 async fn sample(envoy: &Envoy, requests: &[Vec<u8>], connections: usize, time: Duration) -> Result<Sample> {
-    let before = cpu::used(envoy.process.pid())?;
+    let before = envoy.process.cpu()?;
     let figures = load::drive(envoy.address, requests, connections, time).await?;
-    let used = cpu::used(envoy.process.pid())?.saturating_sub(before);
+    let used = envoy.process.cpu()?.saturating_sub(before);
     ensure!(figures.requests > 0, "no request was answered in {time:?}");
     Ok(Sample {
         cpu_us: used.as_secs_f64() * 1e6 / figures.requests as f64,

@@ -1,0 +1,193 @@
+//! Peers that help, lag, lie and hang, and a real Redis.
+
+use super::*;
+use crate::app::Signals;
+use crate::endpoints::Wanted;
+use crate::index::{Index, Options};
+use crate::models::Models;
+use crate::sync::State;
+use crate::tokens::Vocabulary;
+use affinity::{Slot, Stride, Tier};
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const LIMIT: usize = 10_000;
+
+fn key() -> Key {
+    Key { address: "10.0.0.1:8000".parse().unwrap(), rank: Some(3) }
+}
+
+fn app() -> Arc<App> {
+    let stride = Stride::new(8).unwrap();
+    let index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
+    let app = App::new(State::new(index, Models::new([], 0), stride), Duration::ZERO);
+    let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
+    let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
+    app.state().enter(Slot(0), &Wanted::bare(key().address, "tiny"), &vocabulary, false);
+    app.enter(Slot(0), Signals::default());
+    Arc::new(app)
+}
+
+fn offer(next: u64, last: f64) -> Offer {
+    let holdings = app().state().index.snapshot(Slot(0)).expect("a slot that is there has holdings, if none");
+    Offer { checkpoint: Checkpoint { position: Position { next, last }, partial: false }, holdings }
+}
+
+async fn serve(router: Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    format!("http://{address}")
+}
+
+/// A peer that says it has this, and sends that.
+async fn peer(last: f64, body: Vec<u8>) -> String {
+    let answer = move || async move { ([(POSITION, format!("1 {last}"))], body.clone()) };
+    serve(Router::new().route("/v1/snapshot", get(answer))).await
+}
+
+async fn ask(peers: &[String]) -> Option<f64> {
+    let company = Company::new(app(), peers, None, LIMIT).unwrap();
+    Some(company.seek(key()).await?.checkpoint.position.last)
+}
+
+#[tokio::test]
+async fn the_peer_that_is_furthest_by_the_engines_clock_is_taken() {
+    let at = async |next, last| peer(last, offer(next, last).encode(key()).unwrap()).await;
+    let none = serve(Router::new().route("/v1/snapshot", get(|| async { StatusCode::NOT_FOUND }))).await;
+    let peers = [at(900, 5.0).await, none, at(2, 7.0).await, at(70, 6.0).await];
+    assert_eq!(ask(&peers).await, Some(7.0));
+}
+
+#[tokio::test]
+async fn a_peer_that_is_slow_gone_or_lies_costs_a_bounded_time_and_the_next_is_asked() {
+    let mut other_version = offer(1, 9.0).encode(key()).unwrap();
+    other_version[0] += 1;
+    let other_endpoint = offer(1, 9.5).encode(Key { rank: None, ..key() }).unwrap();
+    let hangs = serve(Router::new().route(
+        "/v1/snapshot",
+        get(|| async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            StatusCode::OK
+        }),
+    ));
+    let peers = [
+        peer(8.0, offer(1, 8.0).encode(key()).unwrap()).await,
+        peer(9.0, other_version).await,
+        peer(9.5, other_endpoint).await,
+        peer(9.6, vec![7; LIMIT + 1]).await,
+        peer(9.7, Vec::new()).await,
+        hangs.await,
+        "http://127.0.0.1:1".to_owned(),
+        "http://no-such-host.invalid:9400".to_owned(),
+    ];
+    let start = Instant::now();
+    assert_eq!(ask(&peers).await, Some(8.0));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_position_that_is_none_is_refused() {
+    for (next, last) in [(0, 1.0), (1, f64::NAN), (1, f64::INFINITY)] {
+        let bytes = offer(next, last).encode(key()).unwrap();
+        assert!(Offer::decode(&bytes, key()).is_err());
+    }
+}
+
+/// A Redis of its own, killed when dropped.
+struct Redis {
+    server: Child,
+    url: String,
+}
+
+impl Redis {
+    fn start() -> Option<Self> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let spawned = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .stdout(Stdio::null())
+            .spawn();
+        let Ok(server) = spawned else {
+            assert!(std::env::var_os("CI").is_none(), "redis-server is not installed");
+            eprintln!("SKIPPED: redis-server is not installed (Debian: apt-get install redis-server)");
+            return None;
+        };
+        for _ in 0..500 {
+            if std::net::TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(Self { server, url: format!("redis://127.0.0.1:{port}/1") })
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[tokio::test]
+async fn an_older_checkpoint_never_replaces_a_newer_one() {
+    let Some(redis) = Redis::start() else { return };
+    let store = Store::new(&redis.url, LIMIT).unwrap();
+    assert!(store.get(key()).await.unwrap().is_none());
+    let put = async |next, last| store.put(key(), last, &offer(next, last).encode(key()).unwrap()).await.unwrap();
+    let times = [1_795_157_138.123_456_7, 1_795_157_138.123_456_9, 1_795_157_139.5];
+    assert!(put(5, times[1]).await);
+    assert!(!put(6, times[0]).await, "older by a fraction of a microsecond");
+    assert!(!put(6, times[1]).await, "the same");
+    assert!(put(2, times[2]).await, "of a new process, say");
+    let kept = store.get(key()).await.unwrap().unwrap().checkpoint.position;
+    assert_eq!(kept, Position { next: 2, last: times[2] });
+    assert_eq!(store.last(key()).await.unwrap(), Some(times[2]));
+    // Many at once: the newest stays.
+    let many = (0..50u32).map(|i| put(1, times[2] + f64::from(i * 7 % 50)));
+    futures::future::join_all(many).await;
+    assert_eq!(store.last(key()).await.unwrap(), Some(times[2] + 49.0));
+    let mut connection = store.connection().await.unwrap();
+    let expires: i64 = redis::cmd("TTL").arg(store::place(key())).query_async(&mut connection).await.unwrap();
+    assert!((86_000..=86_400).contains(&expires), "{expires}");
+}
+
+#[tokio::test]
+async fn what_the_store_has_that_is_too_large_or_of_another_version_is_refused() {
+    let Some(redis) = Redis::start() else { return };
+    let store = Store::new(&redis.url, LIMIT).unwrap();
+    store.put(key(), 1.0, &vec![0; LIMIT + 1]).await.unwrap();
+    assert!(store.get(key()).await.unwrap_err().to_string().contains("above"));
+    store.put(key(), 2.0, &[99, 1, 2]).await.unwrap();
+    assert!(store.get(key()).await.unwrap_err().to_string().contains("another version"));
+}
+
+#[tokio::test]
+async fn a_store_that_goes_and_comes_is_used_again() {
+    let Some(redis) = Redis::start() else { return };
+    let company = {
+        let store = Arc::new(Store::new(&redis.url, LIMIT).unwrap());
+        Company::new(app(), &[], Some(store), LIMIT).unwrap()
+    };
+    assert!(company.exists() && company.seek(key()).await.is_none());
+    let (url, port) = (redis.url.clone(), redis.url.rsplit([':', '/']).nth(1).unwrap().to_owned());
+    drop(redis);
+    let start = Instant::now();
+    assert!(company.seek(key()).await.is_none());
+    assert!(start.elapsed() < Duration::from_secs(6));
+    assert!(company.app.metrics.page().contains("warmpath_store_failures_total 1"));
+    let server = Command::new("redis-server").args(["--port", &port, "--save", ""]).stdout(Stdio::null()).spawn();
+    let _redis = Redis { server: server.unwrap(), url };
+    let store = company.store.as_ref().unwrap();
+    for _ in 0..100 {
+        if store.put(key(), 3.0, &offer(1, 3.0).encode(key()).unwrap()).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(company.seek(key()).await.unwrap().checkpoint.position.last, 3.0);
+}

@@ -1,0 +1,389 @@
+//! Everything that an endpoint holds, to be kept or handed to another indexer, and put back.
+//!
+//! A snapshot names content as the tree does, by the state of the byte prefix at each block's end: no tokens are needed to
+//! put it back, and it joins what other endpoints hold. Only orphans come with their tokens. About 30 bytes a block as
+//! msgpack.
+//!
+//! What is put back is checked for everything that could break the index or its memory bound; whether it is *true* is
+//! not: an indexer believes its peers, and has the engine prove that a snapshot is current.
+
+use super::endpoint::{Copies, Endpoint};
+use super::holder::{Keeper, TIERS};
+use super::orphans::Orphan;
+use super::runs::{BlockId, Content, NO_RUN, RUN};
+use super::{Index, Slot};
+use affinity::{Chain, Fingerprint, root};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+const VERSION: u16 = 1;
+
+/// What an endpoint holds: see [`Index::snapshot`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    version: u16,
+    /// Bytes.
+    stride: u32,
+    /// The model's own namespace.
+    model: u64,
+    /// [`crate::tokens::Vocabulary::digest`].
+    vocabulary: u64,
+    /// As text, and as token ids where those are kept.
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Part {
+    ids: bool,
+    group: Option<u32>,
+    namespaces: Vec<u64>,
+    /// Each after the one that it is attached to.
+    runs: Vec<Held>,
+    /// Copies beyond one on a tier: run, offset, copies.
+    more: Vec<(u32, u8, [u16; 3])>,
+    unmatchable: Vec<(u64, [u16; 3])>,
+    orphans: Vec<Waiting>,
+    /// Hash, the one before, tokens.
+    tails: Vec<(u64, Option<u64>, Vec<u32>)>,
+}
+
+/// Consecutive blocks; those that are not held themselves lie before some that are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Held {
+    /// Whether `parent` is a namespace, or a run.
+    begins: bool,
+    parent: u32,
+    /// To which block of the parent it is attached.
+    offset: u8,
+    /// Tokens in a block.
+    size: u32,
+    states: Vec<u64>,
+    /// Bytes from the run's start to each block's end.
+    ends: Vec<u16>,
+    digests: Vec<u16>,
+    prints: Vec<u64>,
+    /// By tier.
+    masks: [u64; 3],
+    hashes: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Waiting {
+    hash: u64,
+    parent: u64,
+    tokens: Vec<u32>,
+    matchable: bool,
+    copies: [u16; 3],
+}
+
+/// Why holdings cannot be put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// Nobody was added at that slot.
+    #[error("there is no such endpoint")]
+    NoEndpoint,
+    /// Another format.
+    #[error("the snapshot is of another version of the indexer")]
+    Version,
+    /// It was made under other settings.
+    #[error("the snapshot is of another model, vocabulary, stride_bytes or token_ids setting")]
+    Settings,
+    /// It contradicts itself.
+    #[error("the snapshot is not consistent")]
+    Inconsistent,
+    /// It holds more than may be kept.
+    #[error("the snapshot holds more blocks than max_blocks leaves room for")]
+    TooLarge,
+}
+
+impl Holdings {
+    /// How many blocks it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(Part::blocks).sum()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Index {
+    /// What an endpoint holds; `None` if there is no such endpoint.
+    #[must_use]
+    pub fn snapshot(&self, slot: Slot) -> Option<Holdings> {
+        let parts: Vec<Part> = Keeper::both(slot).into_iter().filter_map(|of| self.part(of)).collect();
+        parts.first()?;
+        let (model, vocabulary) = self.settings(slot)?;
+        Some(Holdings { version: VERSION, stride: self.options.stride.bytes() as u32, model, vocabulary, parts })
+    }
+
+    /// Makes an endpoint hold what the snapshot says, and nothing else.
+    ///
+    /// # Errors
+    /// When it does not fit; the endpoint holds nothing then.
+    pub fn restore(&mut self, slot: Slot, holdings: &Holdings) -> Result<(), RestoreError> {
+        self.clear(slot);
+        if holdings.version != VERSION {
+            return Err(RestoreError::Version);
+        }
+        let stride = self.options.stride;
+        let own = self.settings(slot).ok_or(RestoreError::NoEndpoint)?;
+        let keepers = Keeper::both(slot).into_iter().filter(|of| self.kept(*of).is_some());
+        if (holdings.model, holdings.vocabulary) != own
+            || holdings.stride != stride.bytes() as u32
+            || !holdings.parts.iter().map(|part| part.ids).eq(keepers.map(Keeper::ids))
+        {
+            return Err(RestoreError::Settings);
+        }
+        if !holdings.parts.iter().all(|part| part.is_consistent(stride.bytes() as u64)) {
+            return Err(RestoreError::Inconsistent);
+        }
+        let most = self.options.max_blocks;
+        let needed: usize = holdings.parts.iter().map(Part::needs).sum();
+        while self.stats.blocks + needed > most || self.tree.len() + needed > most {
+            let coldest = self.tree.coldest(NO_RUN).filter(|_| needed <= most);
+            self.evict(coldest.ok_or(RestoreError::TooLarge)?);
+        }
+        for part in &holdings.parts {
+            if self.put_back(Keeper::new(slot, part.ids), part).is_none() {
+                self.clear(slot);
+                return Err(RestoreError::TooLarge);
+            }
+        }
+        Ok(())
+    }
+
+    fn kept(&self, of: Keeper) -> Option<&Endpoint> {
+        self.endpoints.get(of.index())?.as_deref()
+    }
+
+    /// The model's namespace and its vocabulary's digest.
+    fn settings(&self, slot: Slot) -> Option<(u64, u64)> {
+        let endpoint = self.kept(Keeper::new(slot, false))?;
+        Some((root(&endpoint.model, None).0, endpoint.vocabulary.digest()))
+    }
+
+    fn part(&self, of: Keeper) -> Option<Part> {
+        let endpoint = self.kept(of)?;
+        // Runs that the keeper has a holder in are closed upwards: all above them have one, too.
+        let mut order: Vec<u32> = Vec::new();
+        let mut index: HashMap<u32, u32> = HashMap::new();
+        for block in endpoint.residents.iter() {
+            let (mut path, mut next) = (Vec::new(), block.run());
+            while let Some(run) = self.tree.run(next).filter(|r| !r.is_root() && !index.contains_key(&next)) {
+                path.push(next);
+                next = run.parent.run();
+            }
+            for run in path.into_iter().rev() {
+                index.insert(run, order.len() as u32);
+                order.push(run);
+            }
+        }
+        let mut namespaces: Vec<u64> = Vec::new();
+        let mut known: HashMap<u32, u32> = HashMap::new();
+        let mut runs: Vec<Held> = Vec::with_capacity(order.len());
+        // How many blocks of each are needed: those that are held, and those to which something is attached.
+        let mut needed = vec![0; order.len()];
+        for (number, run) in order.iter().enumerate().rev() {
+            let run = self.tree.run(*run)?;
+            let held = RUN - run.holder(of)?.resident().leading_zeros() as usize;
+            let own = needed.get_mut(number)?;
+            *own = held.max(*own);
+            if let Some(above) = index.get(&run.parent.run()).and_then(|above| needed.get_mut(*above as usize)) {
+                *above = usize::from(run.parent.offset() + 1).max(*above);
+            }
+        }
+        for (run, needed) in order.iter().zip(&needed) {
+            let run = self.tree.run(*run)?;
+            let above = run.parent.run();
+            let begins = self.tree.run(above)?.is_root();
+            let parent = if begins {
+                *known.entry(above).or_insert_with(|| {
+                    namespaces.extend(self.tree.run(above).map(|r| r.prefix().0));
+                    namespaces.len() as u32 - 1
+                })
+            } else {
+                *index.get(&above)?
+            };
+            let holder = run.holder(of)?;
+            let contents: Vec<Content> = (0..*needed).map(|at| run.content(at, self.options.stride)).collect();
+            runs.push(Held {
+                begins,
+                parent,
+                offset: if begins { 0 } else { run.parent.offset() },
+                size: run.size(),
+                states: contents.iter().map(|c| c.chain.content()).collect(),
+                ends: (0..*needed).map(|at| run.span(at)).collect(),
+                digests: contents.iter().map(|c| c.digest).collect(),
+                prints: (0..*needed).flat_map(|at| run.prints(at, self.options.stride)).map(|p| p.0).collect(),
+                masks: holder.masks(),
+                hashes: holder.hashes().to_vec(),
+            });
+        }
+        let more = endpoint.more.iter();
+        let more = more.filter_map(|(block, copies)| Some((*index.get(&block.run())?, block.offset(), copies.0)));
+        let waiting = |(hash, orphan): (u64, &Orphan)| Waiting {
+            hash,
+            parent: orphan.parent,
+            tokens: orphan.tokens.to_vec(),
+            matchable: orphan.matchable,
+            copies: orphan.copies.0,
+        };
+        Some(Part {
+            ids: of.ids(),
+            group: endpoint.group,
+            namespaces,
+            runs,
+            more: more.collect(),
+            unmatchable: endpoint.unmatchable.iter().map(|(hash, copies)| (*hash, copies.0)).collect(),
+            orphans: endpoint.orphans.iter().map(waiting).collect(),
+            tails: endpoint.tails.iter().map(|(hash, tail)| (hash, tail.before, tail.tokens.to_vec())).collect(),
+        })
+    }
+
+    /// Puts back what is consistent and has room. `None` if the tree is full nevertheless.
+    fn put_back(&mut self, of: Keeper, part: &Part) -> Option<()> {
+        let mut touched: BTreeSet<u32> = BTreeSet::new();
+        let done = self.put_back_runs(of, part, &mut touched);
+        // Blocks that were to lie before others, of which nothing came.
+        touched.into_iter().rev().for_each(|run| self.tree.release(run, false));
+        done?;
+        let most = self.orphan_tokens();
+        let endpoint = self.endpoint(of)?;
+        endpoint.group = part.group;
+        endpoint.unmatchable = part.unmatchable.iter().map(|(hash, copies)| (*hash, Copies(*copies))).collect();
+        for (hash, before, tokens) in &part.tails {
+            endpoint.tails.insert(*hash, tokens.as_slice().into(), *before);
+        }
+        for w in &part.orphans {
+            let (tokens, copies) = (w.tokens.as_slice().into(), Copies(w.copies));
+            let orphan = Orphan { parent: w.parent, tokens, matchable: w.matchable, copies };
+            endpoint.orphans.insert(w.hash, orphan, most);
+        }
+        let (held, unmatchable, orphans) = (endpoint.len(), endpoint.unmatchable.len(), endpoint.orphans.len());
+        self.stats.blocks += held - in_tree(part);
+        self.stats.unmatchable += unmatchable;
+        self.stats.orphans += orphans;
+        Some(())
+    }
+
+    fn put_back_runs(&mut self, of: Keeper, part: &Part, touched: &mut BTreeSet<u32>) -> Option<()> {
+        let stride = self.options.stride;
+        let mut places: Vec<Vec<(BlockId, Chain)>> = Vec::with_capacity(part.runs.len());
+        for run in &part.runs {
+            let (mut parent, start) = if run.begins {
+                let namespace = Fingerprint(*part.namespaces.get(run.parent as usize)?);
+                (self.tree.root(namespace)?, Chain::new(namespace))
+            } else {
+                *places.get(run.parent as usize)?.get(usize::from(run.offset))?
+            };
+            touched.insert(parent.run());
+            let (mut prefix, mut done) = (start.prefix(), start.len() / stride.bytes() as u64);
+            let (mut prints, mut hashes) = (run.prints.iter().map(|p| Fingerprint(*p)), run.hashes.iter());
+            let (mut own, mut placed) = (Vec::new(), Vec::with_capacity(run.states.len()));
+            let blocks = run.states.iter().zip(&run.ends).zip(&run.digests);
+            for (offset, ((state, end), digest)) in (0u8..).zip(blocks) {
+                let len = start.len() + u64::from(*end);
+                own.clear();
+                own.extend(prints.by_ref().take((len / stride.bytes() as u64).checked_sub(done)? as usize));
+                done = len / stride.bytes() as u64;
+                prefix = own.last().copied().unwrap_or(prefix);
+                let chain = Chain::from_parts(prefix, *state, len);
+                let content = Content { chain, size: run.size, digest: *digest };
+                let more = run.states.len() - usize::from(offset) - 1;
+                let block = self.tree.child(parent, of, &content, &own, more)?;
+                touched.insert(block.run());
+                let mut tiers = TIERS.into_iter().zip(run.masks).filter(|(_, mask)| mask >> offset & 1 == 1);
+                if let Some((tier, _)) = tiers.next() {
+                    let hash = *hashes.next()?;
+                    self.tree.hold(block, of, hash, tier, more);
+                    tiers.for_each(|(tier, _)| self.tree.set_tier(block, of, tier, true));
+                    self.endpoint(of)?.residents.insert(hash, block);
+                    self.stats.blocks += 1;
+                }
+                placed.push((block, chain));
+                parent = block;
+            }
+            places.push(placed);
+        }
+        for (run, offset, copies) in &part.more {
+            let (block, _) = *places.get(*run as usize)?.get(usize::from(*offset))?;
+            self.endpoint(of)?.more.insert(block, Copies(*copies));
+        }
+        Some(())
+    }
+}
+
+/// Blocks of a part that go into the tree.
+fn in_tree(part: &Part) -> usize {
+    part.runs.iter().map(|run| run.hashes.len()).sum()
+}
+
+impl Part {
+    fn blocks(&self) -> usize {
+        in_tree(self) + self.unmatchable.len() + self.orphans.len()
+    }
+
+    /// Room that it needs: blocks that are not held themselves count, too.
+    fn needs(&self) -> usize {
+        let runs: usize = self.runs.iter().map(|run| run.states.len()).sum();
+        runs + self.unmatchable.len() + self.orphans.len()
+    }
+
+    fn is_consistent(&self, stride: u64) -> bool {
+        let mut hashes = HashSet::new();
+        // Bytes before each run.
+        let mut starts: Vec<u64> = Vec::with_capacity(self.runs.len());
+        for run in &self.runs {
+            let start = if run.begins {
+                (run.offset == 0 && self.namespaces.get(run.parent as usize).is_some()).then_some(0)
+            } else {
+                let above = self.runs.get(run.parent as usize).zip(starts.get(run.parent as usize));
+                above.and_then(|(above, start)| Some(start + u64::from(*above.ends.get(usize::from(run.offset))?)))
+            };
+            let Some(start) = start.filter(|start| run.is_consistent(*start, stride)) else { return false };
+            starts.push(start);
+            if !run.hashes.iter().all(|hash| hashes.insert(*hash)) {
+                return false;
+            }
+        }
+        let more = self.more.iter().all(|(run, offset, copies)| {
+            let Some(run) = self.runs.get(*run as usize).filter(|_| *offset < RUN as u8) else { return false };
+            // Beyond one, so there must be one.
+            let there = |(mask, copies): (&u64, &u16)| *copies == 0 || mask >> offset & 1 == 1;
+            *copies != [0; 3] && run.masks.iter().zip(copies).all(there)
+        });
+        let places: HashSet<_> = self.more.iter().map(|(run, offset, _)| (run, offset)).collect();
+        let unmatchable = |(hash, copies): &(u64, [u16; 3])| *copies != [0; 3] && hashes.insert(*hash);
+        more && places.len() == self.more.len()
+            && self.unmatchable.iter().all(unmatchable)
+            && self.orphans.iter().all(|o| o.copies != [0; 3] && !o.tokens.is_empty() && hashes.insert(o.hash))
+            && self.tails.iter().all(|(_, _, tokens)| tokens.len() <= crate::canonical::TAIL)
+            // What an orphan waits for is not there.
+            && {
+                let orphans: HashSet<_> = self.orphans.iter().map(|o| o.hash).collect();
+                self.orphans.iter().all(|o| !hashes.contains(&o.parent) || orphans.contains(&o.parent))
+            }
+    }
+}
+
+impl Held {
+    fn is_consistent(&self, start: u64, stride: u64) -> bool {
+        let n = self.states.len();
+        let held = self.masks.iter().fold(0, |all, mask| all | mask);
+        let last = self.ends.last().copied().unwrap_or(u16::MAX);
+        let end = start + u64::from(last);
+        (1..=RUN).contains(&n)
+            && (self.ends.len(), self.digests.len()) == (n, n)
+            && self.ends.is_sorted()
+            && last < u16::MAX
+            && end <= u64::from(u32::MAX)
+            && self.size > 0
+            && self.prints.len() as u64 == end / stride - start / stride
+            && held.checked_shr(n as u32).unwrap_or(0) == 0
+            && held.count_ones() as usize == self.hashes.len()
+    }
+}

@@ -1,0 +1,250 @@
+//! Timing against a paused clock, and bind mode against real sockets.
+
+use super::*;
+use crate::app::Signals;
+use crate::endpoints::Wanted;
+use crate::index::{Index, Options};
+use crate::models::Models;
+use crate::stream::Message;
+use crate::sync::State;
+use crate::tokens::Vocabulary;
+use affinity::{Stride, Tier};
+use bind::Switchboard;
+use bytes::Bytes;
+use rmpv::Value;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
+
+const SLOT: Slot = Slot(0);
+
+fn app(address: SocketAddr) -> Arc<App> {
+    let stride = Stride::new(8).unwrap();
+    let index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
+    let app = App::new(State::new(index, Models::new([], 0), stride), Duration::ZERO);
+    let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
+    let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
+    let wanted = Wanted { events: crate::endpoints::Events::Dials { replay: None }, ..Wanted::bare(address, "tiny") };
+    app.state().enter(SLOT, &wanted, &vocabulary, false);
+    app.enter(SLOT, Signals::default());
+    Arc::new(app)
+}
+
+/// A message that stores one block.
+fn frames(topic: &str, sequence: u64, rank: u32) -> ZmqMessage {
+    let stored = vec![
+        "BlockStored".into(),
+        Value::Array(vec![(sequence + 7).into()]),
+        Value::Nil,
+        Value::Array(vec![0.into(); 8 * (sequence as usize + 1)]),
+        (8 * (sequence + 1)).into(),
+    ];
+    let time = 1e9 + sequence as f64;
+    let batch = Value::Array(vec![time.into(), Value::Array(vec![Value::Array(stored)]), rank.into()]);
+    let mut payload = Vec::new();
+    rmpv::encode::write_value(&mut payload, &batch).unwrap();
+    let mut message = ZmqMessage::from(topic.to_owned());
+    message.push_back(Bytes::copy_from_slice(&sequence.to_be_bytes()));
+    message.push_back(payload.into());
+    message
+}
+
+impl Wire for mpsc::Receiver<ZmqMessage> {
+    async fn next(&mut self) -> Option<ZmqMessage> {
+        self.recv().await
+    }
+}
+
+/// A follower whose replays are answered with nothing older than asked for: these messages, if they are wanted.
+fn follower(history: Arc<Mutex<Vec<ZmqMessage>>>) -> (Follower, mpsc::UnboundedReceiver<(u64, Instant)>) {
+    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
+    let app = app(address);
+    let key = Key { address, rank: None };
+    let (told, note) = (app.told(SLOT).unwrap(), Note { app: app.clone(), endpoint: key.to_string() });
+    let (asked, requests) = mpsc::unbounded_channel();
+    let noting = note.clone();
+    let ask = move |from, delay| {
+        let (asked, history, note) = (asked.clone(), history.lock().unwrap().clone(), noting.clone());
+        Some(Replay::of(move |messages| async move {
+            tokio::time::sleep(delay).await;
+            asked.send((from, Instant::now())).unwrap();
+            for message in history.iter().filter_map(|frames| read(frames, &note)) {
+                if message.sequence >= from {
+                    messages.send(message).await.unwrap();
+                }
+            }
+            true
+        }))
+    };
+    let follower = Follower {
+        company: Arc::new(Company::new(app.clone(), &[], None, 0).unwrap()),
+        who: Who { slot: SLOT, key, name: key.to_string() },
+        stream: Stream::new(true, false),
+        note,
+        told,
+        app,
+        aside: Aside::default(),
+        ask: Box::new(ask),
+        replay: None,
+        auditing: false,
+        seeking: None,
+        pace: Pace::default(),
+        audits: Audits::new(),
+    };
+    (follower, requests)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_subscription_is_audited_ever_more_rarely_and_a_message_starts_that_over() {
+    let history = Arc::new(Mutex::new(vec![frames("", 0, 0)]));
+    let (mut follower, mut requests) = follower(history.clone());
+    let (live, mut wire) = mpsc::channel(8);
+    let listening = tokio::spawn(async move { follower.listen(&mut wire).await });
+    let start = Instant::now();
+    assert_eq!(requests.recv().await.unwrap(), (0, start));
+    let mut last = start;
+    let mut wait = async || {
+        let (from, at) = requests.recv().await.unwrap();
+        let after = at - std::mem::replace(&mut last, at);
+        (from, after.as_secs_f64().round() as u64)
+    };
+    for seconds in [5, 10, 20, 40, 60, 60] {
+        assert_eq!(wait().await, (0, seconds), "from the message known last");
+    }
+    history.lock().unwrap().push(frames("", 1, 0));
+    live.send(frames("", 1, 0)).await.unwrap();
+    assert_eq!(wait().await, (0, 0), "the first live message is looked up");
+    assert_eq!(wait().await, (1, 5));
+    assert_eq!(wait().await, (1, 10));
+    drop(live);
+    listening.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_misses_what_audits_find_is_made_anew() {
+    let history = Arc::new(Mutex::new(vec![frames("", 0, 0)]));
+    let (mut follower, mut requests) = follower(history.clone());
+    let (_live, mut wire) = mpsc::channel(8);
+    let (app, start) = (follower.app.clone(), Instant::now());
+    let listening = tokio::spawn(async move {
+        follower.listen(&mut wire).await;
+        follower
+    });
+    requests.recv().await.unwrap();
+    history.lock().unwrap().push(frames("", 1, 0));
+    requests.recv().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(app.state().index.stats().blocks, 2, "the audit found it");
+    let follower = listening.await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 15, "a second silence");
+    assert!(!follower.stream.in_sync());
+    assert_eq!(app.state().index.stats().blocks, 0, "until it is proved");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sleep_that_metrics_show_empties_the_endpoint() {
+    let (mut follower, mut requests) = follower(Arc::new(Mutex::new(vec![frames("", 0, 0)])));
+    let (_live, mut wire) = mpsc::channel(8);
+    let (app, told) = (follower.app.clone(), watch::Sender::new(Told::default()));
+    follower.told = told.subscribe();
+    let listening = tokio::spawn(async move { follower.listen(&mut wire).await });
+    requests.recv().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(app.state().index.stats().blocks, 1);
+    told.send_replace(Told { asleep: true, remake: 0 });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(app.state().index.stats().blocks, 0);
+    told.send_replace(Told { asleep: false, remake: 1 });
+    listening.await.unwrap();
+}
+
+#[test]
+fn replies_are_read_in_both_forms_and_both_ends_are_known() {
+    let (follower, _) = {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _in = runtime.enter();
+        follower(Arc::default())
+    };
+    let with_topic = frames("kv@x@y", 5, 0);
+    let mut without = ZmqMessage::from(Bytes::new());
+    without.push_back(with_topic.get(1).unwrap().clone());
+    without.push_back(with_topic.get(2).unwrap().clone());
+    let mut with = with_topic;
+    with.push_front(Bytes::new());
+    let read = |message: &ZmqMessage| -> Message<Batch> { read(message, &follower.note).unwrap() };
+    assert_eq!(read(&with), read(&without));
+    assert_eq!(read(&with).sequence, 5);
+    for before in [1, 2] {
+        let mut end = ZmqMessage::from(Bytes::new());
+        (1..before).for_each(|_| end.push_back(Bytes::new()));
+        end.push_back(Bytes::copy_from_slice(&[0xFF; 8]));
+        end.push_back(Bytes::new());
+        assert_eq!(read(&end).sequence, u64::MAX);
+    }
+    let garbled = |text: &'static str| {
+        let mut message = ZmqMessage::from(Bytes::copy_from_slice(&3u64.to_be_bytes()));
+        message.push_back(Bytes::from(text));
+        read(&message)
+    };
+    let (one, other) = (garbled("no msgpack"), garbled("nor this"));
+    assert!(one.payload.is_none() && one.timestamp < 0.0 && one.timestamp.to_bits() != other.timestamp.to_bits());
+}
+
+/// Until that many blocks are held, or ten seconds have passed.
+async fn held(app: &App, blocks: usize) -> bool {
+    for _ in 0..500 {
+        if app.state().index.stats().blocks == blocks {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+/// Sends these messages until the subscription must have come through.
+async fn publisher(at: SocketAddr) -> PubSocket {
+    let mut socket = PubSocket::new();
+    socket.connect(&format!("tcp://{at}")).await.unwrap();
+    // Subscriptions take a moment; what is sent before goes nowhere.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    socket
+}
+
+#[tokio::test]
+async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_when_they_hang_up() {
+    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
+    let (app, board) = (app(address), Arc::new(Switchboard::default()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
+    let source = Source {
+        slot: SLOT,
+        key: Key { address, rank: None },
+        events: Events::Bound(board.expect(address, None)),
+        replay: None,
+    };
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let following = tokio::spawn(follow(app.clone(), company, source));
+
+    let (mut stranger, mut other_rank) = (publisher(at).await, publisher(at).await);
+    stranger.send(frames("kv@10.9.9.9:1@tiny", 0, 0)).await.unwrap();
+    other_rank.send(frames("kv@10.0.0.1:8000@tiny", 0, 1)).await.unwrap();
+    let mut engine = publisher(at).await;
+    engine.send(frames("kv@10.0.0.1:8000@tiny", 0, 0)).await.unwrap();
+    engine.send(frames("kv@10.9.9.9:1@tiny", 0, 0)).await.unwrap();
+    engine.send(frames("kv@10.0.0.1:8000@tiny", 1, 0)).await.unwrap();
+    assert!(held(&app, 2).await, "{}", app.state().index.stats().blocks);
+    assert!(app.metrics.page().contains("warmpath_bind_unknown_topics_total 2"), "{}", app.metrics.page());
+
+    // Another process under the same topic, while the first is still there; its count has passed the first one's.
+    let mut next = publisher(at).await;
+    next.send(frames("kv@10.0.0.1@tiny", 2, 0)).await.unwrap();
+    assert!(held(&app, 1).await, "what the first one held is not the second one's");
+    drop(next);
+    assert!(held(&app, 0).await, "it hung up");
+    let mut again = publisher(at).await;
+    again.send(frames("kv@10.0.0.1:8000@tiny", 0, 0)).await.unwrap();
+    assert!(held(&app, 1).await);
+    answering.abort();
+    following.abort();
+}

@@ -1,0 +1,179 @@
+//! What a block costs the index in memory and time, for text-like tokens in blocks of 16.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, unsafe_code, reason = "a test; an allocator")]
+
+use affinity::{Slot, Stride, Tier};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use warmpath_indexer::events::{Attention, Event, Removed, Stored};
+use warmpath_indexer::index::{Index, Options};
+use warmpath_indexer::tokens::Vocabulary;
+
+const BLOCK: usize = 16;
+const EVENT: usize = 32;
+/// Blocks of a conversation.
+const LONG: usize = 512;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts what is live, as glibc would take it: 8 bytes more, in steps of 16.
+struct Counting;
+
+fn taken(layout: Layout) -> usize {
+    (layout.size() + 8).next_multiple_of(16)
+}
+
+// SAFETY: everything is the system allocator's; only a number is kept beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.fetch_add(taken(layout), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(taken(layout), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+/// One thread counts at a time.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn mix(n: u64) -> u64 {
+    let n = (n ^ n >> 31).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    n ^ n >> 32
+}
+
+/// Tokens of 1 to 7 bytes, 4 on average.
+fn vocabulary() -> Arc<Vocabulary> {
+    let spell = |id: u64| (0..1 + mix(id) % 7).map(|i| char::from(b'a' + (mix(id + i) % 26) as u8)).collect::<String>();
+    let added: serde_json::Map<_, _> =
+        (0..50_000).map(|id| (id.to_string(), serde_json::json!({ "content": spell(id) }))).collect();
+    let config = serde_json::json!({ "added_tokens_decoder": added });
+    Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap())
+}
+
+fn index(max_blocks: usize, endpoints: u16) -> Index {
+    let mut index = Index::new(Options { stride: Stride::default(), max_blocks, tiers: vec![Tier::Gpu] }, 1);
+    let vocabulary = vocabulary();
+    (0..endpoints).for_each(|slot| index.add(Slot(slot), "m", &vocabulary, false));
+    index
+}
+
+/// Prefills of conversations, in events of 32 blocks: hashes, parent, tokens.
+struct Prefill {
+    hashes: Vec<u64>,
+    parent: Option<u64>,
+    tokens: Vec<u32>,
+}
+
+fn prefill(conversation: u64, at: usize, blocks: usize) -> Prefill {
+    let hash = |block: usize| mix(conversation << 20 | block as u64);
+    let token = |i: usize| (mix(conversation << 32 | (at * BLOCK + i) as u64) % 50_000) as u32;
+    Prefill {
+        hashes: (at..at + blocks).map(hash).collect(),
+        parent: at.checked_sub(1).map(hash),
+        tokens: (0..blocks * BLOCK).map(token).collect(),
+    }
+}
+
+fn stored(prefill: &Prefill) -> Event<'_> {
+    Event::Stored(Stored {
+        hashes: &prefill.hashes,
+        parent: prefill.parent,
+        tokens: &prefill.tokens,
+        block_size: BLOCK as u32,
+        tier: Tier::Gpu,
+        group: 0,
+        attention: Attention::Full,
+        adapter: None,
+        salt: None,
+        readable: prefill.hashes.len(),
+    })
+}
+
+/// Stores `blocks` blocks of an endpoint, several conversations at a time; says how long the index took.
+fn fill(index: &mut Index, slot: u16, blocks: usize, event: usize) -> Duration {
+    let mut took = Duration::ZERO;
+    let at_once = 64;
+    let (mut done, mut first) = (0, 0);
+    while done < blocks {
+        for at in (0..LONG).step_by(event) {
+            let events: Vec<_> = (first..first + at_once).map(|c| prefill(c, at, event)).collect();
+            let start = Instant::now();
+            for prefill in events.iter().take((blocks - done).div_ceil(event)) {
+                index.apply(Slot(slot), &stored(prefill));
+                index.settle();
+                done += event;
+            }
+            took += start.elapsed();
+            if done >= blocks {
+                break;
+            }
+        }
+        first += at_once;
+    }
+    took
+}
+
+#[test]
+fn a_block_takes_64_bytes_at_most_and_the_index_knows() {
+    let _turn = TURN.lock();
+    // Event sizes: prefill, and decode block by block.
+    for (blocks, event) in [(150_000, EVENT), (120_000, EVENT), (40_000, 1)] {
+        let mut index = index(1 << 24, 1);
+        let before = live();
+        fill(&mut index, 0, blocks, event);
+        assert_eq!(index.stats().blocks.div_ceil(EVENT), blocks.div_ceil(EVENT));
+        let used = live() - before;
+        let each = used as f64 / index.stats().blocks as f64;
+        println!("{blocks} blocks, {event} per event: {each:.1} bytes each, {} estimated", index.bytes());
+        assert!(each <= 64.0, "{each}");
+        assert!(index.bytes().abs_diff(used) * 100 < used * 15, "{} estimated, {used} used", index.bytes());
+        index.clear(Slot(0));
+        assert!(live().saturating_sub(before) < used / 2, "memory comes back");
+    }
+}
+
+#[test]
+#[ignore = "a bench: cargo test --release -p warmpath-indexer --test index_cost -- --ignored --nocapture"]
+fn speed() {
+    let _turn = TURN.lock();
+    for blocks in [150_000, 1_500_000] {
+        for event in [EVENT, 1] {
+            let mut index = index(1 << 24, 1);
+            let before = live();
+            let took = fill(&mut index, 0, blocks, event);
+            let n = index.stats().blocks as f64;
+            let each = |d: Duration| d.as_secs_f64() * 1e6 / n;
+            let used = (live() - before) as f64 / n;
+            println!(
+                "{blocks} blocks by {event}: {:.3} us each, {used:.1} bytes, estimate {:.1}",
+                each(took),
+                index.bytes() as f64 / n
+            );
+            let (pages, start) = (1u32 << index.table().bits(), Instant::now());
+            let bytes: usize = (0..pages).map(|page| index.page(page).len()).sum();
+            println!("  {pages} pages, {bytes} bytes: {:.3} us per block", each(start.elapsed()));
+            let start = Instant::now();
+            for c in 0..(blocks / LONG) as u64 {
+                let p = prefill(c, 0, LONG);
+                for hash in p.hashes.iter().rev() {
+                    let removed = Removed { hashes: &[*hash], tier: Tier::Gpu, group: None };
+                    index.apply(Slot(0), &Event::Removed(removed));
+                }
+            }
+            println!("  removal: {:.3} us per block; {} left", each(start.elapsed()), index.stats().blocks);
+        }
+    }
+}
