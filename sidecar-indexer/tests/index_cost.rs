@@ -100,7 +100,6 @@ fn stored(prefill: &Prefill) -> Event<'_> {
         salt: None,
         may_repeat: false,
         readable: prefill.hashes.len(),
-        may_repeat: false,
     })
 }
 
