@@ -1,7 +1,6 @@
 //! Benches and checks that take minutes, for seconds: that they go on to work.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
-
 use std::process::{Command, Stdio};
 
 fn ends_well(program: &str, args: &[&str]) {
