@@ -27,7 +27,7 @@ impl Engine {
             self.pool.store(*id, *hash);
         }
         for from in (held..hashes.len()).step_by(together) {
-            let to = (from + together).min(hashes.len());
+            let to = from.saturating_add(together).min(hashes.len());
             events.push(CacheEvent::Stored {
                 hashes: hashes[from..to].to_vec(),
                 parent: from.checked_sub(1).map(|before| hashes[before]),

@@ -12,7 +12,7 @@ const VOCABULARY: &str = "o200k_harmony";
 /// Words of English and other languages; single bytes come before, rare names and control tokens after.
 const RANKS: Range<u32> = 256..190_000;
 /// Ranks at which frequencies begin to fall: with this, tokens have 4.0 bytes on average, as in English prose and code.
-const FLAT: f64 = 60.0;
+const FLAT: f64 = 4.5;
 
 /// Makes token sequences out of a vocabulary.
 pub struct Text {
