@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) use hugging_face::{byte_char, uses};
 pub use sentencepiece::{Kind, Piece, SentencePiece};
 use serde_json::Value;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 pub use tekken::Tekken;
@@ -21,44 +22,103 @@ pub(crate) use tekken::version;
 /// A model's tokens as bytes.
 #[derive(Default)]
 pub struct Vocabulary {
-    bytes: Vec<u8>,
-    /// Where each token's bytes lie; `None` for ids that mean nothing (padding of the embedding table).
-    spans: Vec<Option<(u32, u32)>>,
+    slots: Vec<Slot>,
+    /// Bytes of long tokens, one after the other.
+    long: Vec<u8>,
     /// Tells generated blocks whose tokens no prompt will have.
     encoder: Option<Encoder>,
     digest: OnceLock<u64>,
+}
+
+/// One token. Nearly all are short and lie here as a whole: one read and one write of fixed size spell them.
+///
+/// **Invariant:** the last byte is the length of the bytes at the front, or `LONG`, and then the front says where in
+/// [`Vocabulary::long`] they lie, or `UNKNOWN` for ids that mean nothing (padding of the embedding table).
+#[derive(Clone, Copy)]
+struct Slot([u8; Slot::SIZE]);
+
+impl Slot {
+    const SIZE: usize = 16;
+    const LONG: u8 = 254;
+    const UNKNOWN: u8 = 255;
+    const NOTHING: Self = Self([Self::UNKNOWN; Self::SIZE]);
+
+    /// `None` for a token that is too long.
+    fn short(bytes: &[u8]) -> Option<Self> {
+        let mut slot = [0; Self::SIZE];
+        let (length, place) = slot.split_last_mut()?;
+        place.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        *length = u8::try_from(bytes.len()).ok()?;
+        Some(Self(slot))
+    }
+
+    fn long(start: u32, end: u32) -> Self {
+        let [a, b, c, d] = start.to_le_bytes();
+        let [e, f, g, h] = end.to_le_bytes();
+        Self([a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, Self::LONG])
+    }
+
+    /// Where a long token's bytes lie.
+    fn span(&self) -> Range<usize> {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u32::from_le_bytes([a, b, c, d]) as usize..u32::from_le_bytes([e, f, g, h]) as usize
+    }
+
+    fn tag(&self) -> u8 {
+        let [.., tag] = self.0;
+        tag
+    }
 }
 
 impl Vocabulary {
     /// Appends the bytes of `tokens` to `out`; `false` if one of them is unknown, and then `out` is of no use.
     #[must_use]
     pub fn spell(&self, tokens: &[u32], out: &mut Vec<u8>) -> bool {
-        tokens.iter().all(|token| match self.get(*token) {
-            Some(bytes) => {
-                out.extend_from_slice(bytes);
-                true
+        let mut at = out.len();
+        out.resize(at + tokens.len() * Slot::SIZE, 0);
+        for (i, token) in tokens.iter().enumerate() {
+            let Some(slot) = self.slots.get(*token as usize) else { return false };
+            match slot.tag() {
+                Slot::UNKNOWN => return false,
+                Slot::LONG => {
+                    out.truncate(at);
+                    out.extend_from_slice(self.long.get(slot.span()).unwrap_or_default());
+                    at = out.len();
+                    out.resize(at + (tokens.len() - i) * Slot::SIZE, 0);
+                }
+                length => {
+                    // More than its length is written: what is too much, the next token overwrites.
+                    let Some(place) = out.get_mut(at..at + Slot::SIZE) else { return false };
+                    place.copy_from_slice(&slot.0);
+                    at += usize::from(length);
+                }
             }
-            None => false,
-        })
+        }
+        out.truncate(at);
+        true
     }
 
     /// One token's bytes.
     #[must_use]
     pub fn get(&self, token: u32) -> Option<&[u8]> {
-        let (start, end) = (*self.spans.get(token as usize)?)?;
-        self.bytes.get(start as usize..end as usize)
+        let slot = self.slots.get(token as usize)?;
+        match slot.tag() {
+            Slot::UNKNOWN => None,
+            Slot::LONG => self.long.get(slot.span()),
+            length => slot.0.get(..usize::from(length)),
+        }
     }
 
     /// One more than the highest token id known.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.spans.len()
+        self.slots.len()
     }
 
     /// Whether no token is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
+        self.slots.is_empty()
     }
 
     /// Tells vocabularies apart: a digest of what every token spells. The same in every process.
@@ -66,13 +126,12 @@ impl Vocabulary {
     pub fn digest(&self) -> u64 {
         *self.digest.get_or_init(|| {
             let step = |h: u64, word: u64| (h.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let bytes = self.bytes.chunks(8).fold(self.bytes.len() as u64, |h, chunk| {
-                step(h, chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
-            });
-            let span = |h, span: &Option<(u32, u32)>| {
-                step(h, span.map_or(u64::MAX, |(start, end)| u64::from(start) << 32 | u64::from(end)))
+            let token = |h, id| {
+                let Some(bytes) = self.get(id) else { return step(h, u64::MAX) };
+                let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                bytes.chunks(8).fold(step(h, bytes.len() as u64), |h, chunk| step(h, word(chunk)))
             };
-            let h = self.spans.iter().fold(bytes, span);
+            let h = (0..self.slots.len() as u32).fold(self.slots.len() as u64, token);
             h ^ h >> 29
         })
     }
@@ -80,7 +139,7 @@ impl Vocabulary {
     /// The last token that spells these bytes.
     #[must_use]
     pub fn id(&self, bytes: &[u8]) -> Option<u32> {
-        (0..u32::try_from(self.spans.len()).ok()?).rev().find(|id| self.get(*id) == Some(bytes))
+        (0..u32::try_from(self.slots.len()).ok()?).rev().find(|id| self.get(*id) == Some(bytes))
     }
 
     /// Lets generated blocks be checked: see [`crate::canonical`].
@@ -107,14 +166,20 @@ impl Vocabulary {
         if token >= HIGHEST {
             bail!("token id {token} is above {HIGHEST}: this is not a vocabulary");
         }
-        let start = u32::try_from(self.bytes.len()).context("the vocabulary is above 4 GiB")?;
-        self.bytes.extend_from_slice(bytes);
-        let end = u32::try_from(self.bytes.len()).context("the vocabulary is above 4 GiB")?;
-        if self.spans.len() <= token as usize {
-            self.spans.resize(token as usize + 1, None);
+        let slot = match Slot::short(bytes) {
+            Some(slot) => slot,
+            None => {
+                let end = |long: &[u8]| u32::try_from(long.len()).context("the vocabulary is above 4 GiB");
+                let start = end(&self.long)?;
+                self.long.extend_from_slice(bytes);
+                Slot::long(start, end(&self.long)?)
+            }
+        };
+        if self.slots.len() <= token as usize {
+            self.slots.resize(token as usize + 1, Slot::NOTHING);
         }
-        if let Some(span) = self.spans.get_mut(token as usize) {
-            *span = Some((start, end));
+        if let Some(place) = self.slots.get_mut(token as usize) {
+            *place = slot;
         }
         Ok(())
     }
@@ -127,4 +192,37 @@ impl Vocabulary {
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn tokens_of_any_length_are_spelled_as_they_were_put_in(
+            words in proptest::collection::vec(proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)), 1..20),
+            text in proptest::collection::vec(any::<prop::sample::Index>(), 0..40),
+            before in proptest::collection::vec(any::<u8>(), 0..5),
+        ) {
+            let mut vocabulary = Vocabulary::default();
+            for (id, word) in (0..).zip(&words) {
+                if let Some(word) = word {
+                    vocabulary.insert(id, word).unwrap();
+                }
+            }
+            let ids: Vec<u32> = text.iter().map(|at| at.index(words.len()) as u32).collect();
+            let spelled: Option<Vec<&[u8]>> = ids.iter().map(|id| words[*id as usize].as_deref()).collect();
+            let mut out = before.clone();
+            prop_assert_eq!(vocabulary.spell(&ids, &mut out), spelled.is_some());
+            if let Some(spelled) = spelled {
+                prop_assert_eq!(out, [before, spelled.concat()].concat());
+            }
+            for (id, word) in (0..).zip(&words) {
+                prop_assert_eq!(vocabulary.get(id), word.as_deref());
+            }
+            prop_assert!(!vocabulary.spell(&[words.len() as u32], &mut Vec::new()), "an id beyond the last");
+        }
+    }
 }

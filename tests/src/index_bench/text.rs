@@ -23,9 +23,6 @@ static TEXT: LazyLock<Text> =
     LazyLock::new(|| Text { vocabulary: Arc::new(Vocabulary::built_in(VOCABULARY).expect("it is built in")) });
 
 impl Text {
-    /// Its vocabulary, as the indexer's configuration names it.
-    pub const NAME: &'static str = "tiktoken:o200k_harmony";
-
     /// The one there is.
     pub fn get() -> &'static Self {
         &TEXT

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use warmpath_tests::harness::{Gateway, Indexer, MODEL};
-use warmpath_tests::index_bench::text::Text;
 use warmpath_tests::index_bench::work::BLOCK;
 
 use crate::conversations::Conversations;
@@ -75,13 +74,13 @@ impl Audit {
             self.complain(format!("the index has {have} blocks, the engines hold {hold}; {joined_late} joined late"));
         }
         for conversation in conversations.sample(PROMPTS, &mut self.random) {
-            let text = Text::get().bytes(&conversation.tokens);
-            let mut prompt = Vec::new();
-            fingerprints(Stride::default(), root(MODEL, None), &text, &mut prompt);
-            let mut ends = vec![0];
-            for block in conversation.tokens.chunks(BLOCK) {
-                ends.push(ends[ends.len() - 1] + Text::get().bytes(block).len());
+            let (mut text, mut ends) = (String::new(), vec![0]);
+            for block in conversation.tokens().chunks(BLOCK) {
+                text += &conversations.phrases.text(block)?;
+                ends.push(text.len());
             }
+            let mut prompt = Vec::new();
+            fingerprints(Stride::default(), root(MODEL, None), text.as_bytes(), &mut prompt);
             let granules = |blocks: usize| (blocks * BLOCK) as u32 / GRANULE * GRANULE;
             let can_tell = |blocks: usize| {
                 let end = ends[blocks] / Stride::default().bytes() * Stride::default().bytes();

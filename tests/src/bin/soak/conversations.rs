@@ -1,9 +1,12 @@
 //! What is asked: conversations that share beginnings and grow.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use anyhow::Result;
 use rand::Rng;
 use rand::rngs::StdRng;
-use warmpath_tests::index_bench::text::Text;
 use warmpath_tests::index_bench::work::BLOCK;
+use warmpath_tests::load::Phrases;
 
 /// Who begins alike.
 const TENANTS: usize = 40;
@@ -13,23 +16,25 @@ const PREAMBLE: usize = 32;
 const CONVERSATIONS: usize = 1_000;
 const LONGEST: usize = 256;
 
-/// A conversation so far.
+/// A conversation so far: of its tokens those in whole blocks count.
 #[derive(Clone, Default)]
 pub struct Conversation {
     /// A name of each block: what it and all before it say.
     pub names: Vec<u64>,
-    pub tokens: Vec<u32>,
+    tokens: Vec<u32>,
 }
 
 pub struct Conversations {
+    pub phrases: Phrases,
     preambles: Vec<Conversation>,
     running: Vec<Conversation>,
 }
 
 impl Conversations {
-    pub fn new(random: &mut StdRng) -> Self {
-        let preambles = (0..TENANTS).map(|_| Conversation::default().grown(PREAMBLE, random)).collect();
-        Self { preambles, running: vec![Conversation::default(); CONVERSATIONS] }
+    pub fn new(random: &mut StdRng) -> Result<Self> {
+        let phrases = Phrases::new()?;
+        let preambles = (0..TENANTS).map(|_| Conversation::default().grown(PREAMBLE, &phrases, random)).collect();
+        Ok(Self { phrases, preambles, running: vec![Conversation::default(); CONVERSATIONS] })
     }
 
     /// The next request: some conversation with one more turn.
@@ -38,11 +43,10 @@ impl Conversations {
         let turn = random.random_range(1..40);
         let conversation = std::mem::take(&mut self.running[which]);
         let before = match conversation.names.len() {
-            0 => self.preambles[which % TENANTS].clone(),
-            n if n + turn > LONGEST => self.preambles[random.random_range(0..TENANTS)].clone(),
+            n if n == 0 || n + turn > LONGEST => self.preambles[random.random_range(0..TENANTS)].clone(),
             _ => conversation,
         };
-        self.running[which] = before.grown(turn, random);
+        self.running[which] = before.grown(turn, &self.phrases, random);
         &self.running[which]
     }
 
@@ -51,20 +55,28 @@ impl Conversations {
         let mut one = || {
             let mut some = self.running[random.random_range(0..self.running.len())].clone();
             if random.random() && !some.names.is_empty() {
-                let end = random.random_range(1..=some.names.len());
-                some.names.truncate(end);
-                some.tokens.truncate(end * BLOCK);
+                some.names.truncate(random.random_range(1..=some.names.len()));
             }
             some
         };
-        (0..count).map(|_| one()).filter(|c| !c.names.is_empty()).collect()
+        (0..count).map(|_| one()).filter(|conversation| !conversation.names.is_empty()).collect()
     }
 }
 
 impl Conversation {
-    fn grown(mut self, blocks: usize, random: &mut StdRng) -> Self {
-        self.tokens.extend(Text::get().tokens(random.random(), blocks * BLOCK));
-        self.names.extend((0..blocks).map(|_| random.random::<u64>()));
+    /// The tokens of its blocks.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens[..self.names.len() * BLOCK]
+    }
+
+    /// Grows by phrases as a whole, as a text does: cut phrases would have other tokens.
+    fn grown(mut self, blocks: usize, phrases: &Phrases, random: &mut StdRng) -> Self {
+        self.tokens.extend(phrases.tokens(random, blocks * BLOCK));
+        for block in self.tokens.chunks_exact(BLOCK).skip(self.names.len()) {
+            let mut hasher = DefaultHasher::new();
+            (self.names.last(), block).hash(&mut hasher);
+            self.names.push(hasher.finish());
+        }
         self
     }
 }

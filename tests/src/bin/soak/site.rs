@@ -113,7 +113,7 @@ impl Site {
     /// Serves a request; says how many blocks were stored or removed.
     pub fn serve(&mut self, conversation: &Conversation) -> u64 {
         let mut events = Vec::new();
-        self.engine.serve(&self.hashes(conversation), &conversation.tokens, EVENT, &mut events);
+        self.engine.serve(&self.hashes(conversation), conversation.tokens(), EVENT, &mut events);
         self.tell(&events);
         let blocks = |event: &CacheEvent| match event {
             CacheEvent::Stored { hashes, .. } => hashes.len(),
