@@ -36,14 +36,15 @@ fn read(bytes: &[u8]) {
     same(Fleet::decode(bytes), Fleet::encode, Fleet::decode);
     same(Profiles::decode(bytes), Profiles::encode, Profiles::decode);
     same(decode_placements(bytes), |(gateway, all)| encode_placements(*gateway, all), decode_placements);
-    decode_mark(bytes);
+    let _ = decode_mark(bytes);
     if let Some(page) = PageView::parse(bytes) {
         assert!(page.len() * 8 <= bytes.len());
         for key in 0..64 {
             let at = usize::try_from(key * 8).unwrap_or(0);
-            let key = bytes.get(at..at + 4).and_then(|key| key.try_into().ok()).map_or(key, |key| {
-                u64::from(u32::from_le_bytes(key))
-            });
+            let key = bytes
+                .get(at..at + 4)
+                .and_then(|key| key.try_into().ok())
+                .map_or(key, |key| u64::from(u32::from_le_bytes(key)));
             if let Some(found) = page.get(Fingerprint(key)) {
                 assert!(found.holders().count() <= usize::from(u16::MAX) + 1);
             }
