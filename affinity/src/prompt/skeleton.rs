@@ -14,7 +14,7 @@ use super::jinja::time::LocalTime;
 use super::jinja::values::DOUBT_TEXT;
 use super::turns::{Seen, Turn};
 use affinity_scan::Needles;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Longer conversations are rendered in full, so that shapes stay small.
 const MAX_MESSAGES: usize = 512;
@@ -23,7 +23,7 @@ const MAX_WORD: usize = 32;
 /// Shapes and their skeletons per template; beyond either, all are forgotten.
 const MAX_SHAPES: usize = 256;
 const MAX_BYTES: usize = 512 * 1024;
-/// Places for shapes seen once.
+/// How many shapes seen once are kept in mind.
 const SEEN_ONCE: usize = 512;
 /// Begin and end a mark: private-use characters, no whitespace.
 pub(super) const MARK: [char; 2] = ['\u{F8E0}', '\u{F8E1}'];
@@ -36,9 +36,9 @@ pub(super) struct Skeletons {
     bytes: usize,
     /// The shape being looked up; kept for its room.
     shape: Vec<u8>,
-    /// Hashes of shapes seen lately, each in its place: most shapes are never seen again, and learning one takes a
-    /// rendering more.
-    once: Vec<u64>,
+    /// Hashes of the last shapes seen once: most are never seen again, and learning one takes a rendering more. In order
+    /// and not each in a place of its hash, where two that share one would push each other out for ever.
+    once: VecDeque<u64>,
 }
 
 struct Rules {
@@ -73,8 +73,7 @@ impl Skeletons {
             trims: c.trims,
             dated: c.dated,
         });
-        let once = if rules.is_some() { vec![0; SEEN_ONCE] } else { Vec::new() };
-        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new(), once }
+        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new(), once: VecDeque::new() }
     }
 
     /// The prompt of these turns. `in_full` has the template print them, `render` with other contents in place of theirs.
@@ -87,11 +86,11 @@ impl Skeletons {
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) -> Result<String, Unknown> {
         let Some(rules) = &self.rules else { return in_full() };
-        let texts = turns.iter().map(|turn| match &turn.content {
-            Seen::Text(text) => Some(text.as_ref()),
-            Seen::Parts(_) => None,
-        });
-        let Some(contents) = texts.collect::<Option<Vec<&str>>>() else { return in_full() };
+        let mut contents = Vec::with_capacity(turns.len());
+        for turn in turns {
+            let Seen::Text(text) = &turn.content else { return in_full() };
+            contents.push(text.as_ref());
+        }
         if !rules.shape(turns, &contents, generation, now, &mut self.shape) {
             return in_full();
         }
@@ -116,8 +115,15 @@ impl Skeletons {
             let word = chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
             (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
         });
-        let place = self.once.get_mut((hash >> 32) as usize % SEEN_ONCE);
-        place.is_some_and(|place| std::mem::replace(place, hash) == hash)
+        if let Some(at) = self.once.iter().position(|once| *once == hash) {
+            self.once.remove(at);
+            return true;
+        }
+        if self.once.len() == SEEN_ONCE {
+            self.once.pop_front();
+        }
+        self.once.push_back(hash);
+        false
     }
 
     fn learn(
