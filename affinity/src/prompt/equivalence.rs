@@ -5,6 +5,7 @@ use super::{Api, Asked, Prompts};
 use crate::profile::{Profile, Profiles, Renderer, Template};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use std::cell::Cell;
 
 const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
     '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -83,6 +84,7 @@ fn prompts(template: &str, skeletons: bool) -> Prompts {
         mistral: Vec::new(),
         disabled_efforts: Vec::new(),
         spellers: Vec::new(),
+        spare: Cell::default(),
     }
 }
 
