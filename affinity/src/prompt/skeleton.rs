@@ -89,13 +89,13 @@ impl Skeletons {
         let mut contents = Vec::with_capacity(turns.len());
         for turn in turns {
             let Seen::Text(text) = &turn.content else { return in_full() };
-            contents.push(text.as_ref());
+            contents.push(rules.parts(text));
         }
         if !rules.shape(turns, &contents, generation, now, &mut self.shape) {
             return in_full();
         }
         match self.shapes.get(&self.shape) {
-            Some(Known::Text(skeleton)) => Ok(skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c)))),
+            Some(Known::Text(skeleton)) => Ok(skeleton.fill(&contents)),
             Some(Known::Refused) => Err(Unknown::Template),
             Some(Known::Opaque) => in_full(),
             None => {
@@ -128,12 +128,12 @@ impl Skeletons {
 
     fn learn(
         &mut self,
-        contents: &[&str],
+        contents: &[Parts<'_>],
         rendered: &Result<String, Unknown>,
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) {
         let Some(rules) = &self.rules else { return };
-        let marked: Vec<String> = contents.iter().enumerate().map(|(n, c)| rules.marked(n, c)).collect();
+        let marked: Vec<String> = contents.iter().enumerate().map(|(n, parts)| parts.marked(n)).collect();
         let marked: Vec<&str> = marked.iter().map(String::as_str).collect();
         let known = if marked.iter().any(|m| rules.needles.any_in(m)) {
             Known::Opaque
@@ -142,7 +142,7 @@ impl Skeletons {
                 (Ok(print), Ok(text)) => match Skeleton::of(&print, contents.len()) {
                     None => Known::Opaque,
                     Some(skeleton) => {
-                        if skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c))) != *text {
+                        if skeleton.fill(contents) != *text {
                             return self.distrust();
                         }
                         Known::Text(skeleton)
@@ -188,7 +188,7 @@ impl Rules {
     fn shape(
         &self,
         turns: &[Turn<'_, '_>],
-        contents: &[&str],
+        contents: &[Parts<'_>],
         generation: bool,
         now: LocalTime,
         shape: &mut Vec<u8>,
@@ -202,43 +202,52 @@ impl Rules {
             shape.extend_from_slice(&now.day().to_le_bytes());
         }
         shape.push(u8::from(generation));
-        let mut word = |word: &str| {
-            shape.push(word.len() as u8);
-            shape.extend_from_slice(word.as_bytes());
-            word.len() <= MAX_WORD
-        };
-        let mut known = turns.len() <= MAX_MESSAGES;
-        for (turn, content) in turns.iter().zip(contents) {
-            let (lead, core, trail) = self.parts(content);
-            known = known
-                && word(turn.role)
-                && word(lead)
-                && word(if core.is_empty() { "" } else { "core" })
-                && word(trail)
-                && !self.needles.any_in(content);
+        if turns.len() > MAX_MESSAGES {
+            return false;
         }
-        known && !turns.iter().any(|turn| turn.role.contains(MARK))
+        for (turn, parts) in turns.iter().zip(contents) {
+            let words = [turn.role, parts.lead, parts.trail];
+            if words.iter().any(|word| word.len() > MAX_WORD)
+                || self.needles.any_in(parts.whole)
+                || turn.role.contains(MARK)
+            {
+                return false;
+            }
+            let [role, lead, trail] = words.map(|word| word.len() as u8);
+            shape.extend_from_slice(&[role, lead, trail, u8::from(parts.core.is_empty())]);
+            for word in words.into_iter().filter(|word| !word.is_empty()) {
+                shape.extend_from_slice(word.as_bytes());
+            }
+        }
+        true
     }
 
-    /// Whitespace that may be cut, what is copied, whitespace that may be cut.
-    fn parts<'c>(&self, content: &'c str) -> (&'c str, &'c str, &'c str) {
-        if !self.trims {
-            return ("", content, "");
+    fn parts<'c>(&self, content: &'c str) -> Parts<'c> {
+        let visible = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
+        if !self.trims || visible(content.as_bytes().first()) && visible(content.as_bytes().last()) {
+            return Parts { whole: content, lead: "", core: content, trail: "" };
         }
         let rest = strip(content, None, true, false);
         let core = strip(rest, None, false, true);
         let (lead, trail) = (content.len() - rest.len(), core.len());
-        (content.get(..lead).unwrap_or(""), core, rest.get(trail..).unwrap_or(""))
+        let (lead, trail) = (content.get(..lead).unwrap_or(""), rest.get(trail..).unwrap_or(""));
+        Parts { whole: content, lead, core, trail }
     }
+}
 
-    fn core<'c>(&self, content: &'c str) -> &'c str {
-        self.parts(content).1
-    }
+/// A content: what is copied of it, and the whitespace around that, which may be cut.
+struct Parts<'c> {
+    whole: &'c str,
+    lead: &'c str,
+    core: &'c str,
+    trail: &'c str,
+}
 
+impl Parts<'_> {
     /// A content of the same shape with a mark for its core.
-    fn marked(&self, number: usize, content: &str) -> String {
-        let (lead, core, trail) = self.parts(content);
-        if core.is_empty() { content.to_owned() } else { format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]) }
+    fn marked(&self, number: usize) -> String {
+        let Self { whole, lead, core, trail } = self;
+        if core.is_empty() { whole.to_string() } else { format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]) }
     }
 }
 
@@ -256,7 +265,8 @@ impl Skeleton {
         (!skeleton.text.contains(MARK)).then_some(skeleton)
     }
 
-    fn fill<'c>(&self, core: impl Fn(usize) -> &'c str) -> String {
+    fn fill(&self, contents: &[Parts<'_>]) -> String {
+        let core = |number: usize| contents.get(number).map_or("", |parts| parts.core);
         let length = self.slots.iter().map(|(_, number)| core(*number).len()).sum::<usize>();
         let mut filled = String::with_capacity(self.text.len() + length);
         let mut from = 0;
