@@ -1,7 +1,7 @@
 //! Looking through long text, many bytes at a time: 16 with WebAssembly's SIMD, which every Envoy's V8 has; 8 elsewhere.
 //!
-//! A crate of its own, as it is compiled for speed at any size, which `affinity` is not (profile `wasm`): what goes over
-//! every byte of a body is here, what goes over its messages is not. Like `affinity`, it knows no host.
+//! A crate of its own, as it is compiled for speed and `affinity` for size (profile `wasm`): what goes over every byte
+//! of a body is here, what goes over its messages is not. Like `affinity`, it knows no host.
 //!
 //! Words are copied one by one: a copy of a whole block would be a call in WebAssembly.
 
