@@ -104,6 +104,7 @@ fn stored(prefill: &Prefill) -> Event<'_> {
         attention: Attention::Full,
         adapter: None,
         salt: None,
+        may_repeat: false,
         readable: prefill.hashes.len(),
     })
 }
