@@ -138,7 +138,7 @@ impl Fleet {
             table_bits: r.u8()?,
             stride: Stride::new(u32::from(r.u16()?))?,
             gateways: r.u16()?,
-            endpoints: r.list(27, |r| {
+            endpoints: r.list(26, |r| {
                 Some(Endpoint {
                     slot: Slot(r.u16()?),
                     address: r.string()?,
@@ -188,6 +188,15 @@ mod tests {
     #[test]
     fn a_page_survives_the_round_trip() {
         assert_eq!(Fleet::decode(&fleet().encode()), Some(fleet()));
+    }
+
+    /// Found by fuzzing: the fewest bytes of an endpoint were taken to be one more.
+    #[test]
+    fn an_endpoint_with_nothing_to_say_survives_the_round_trip() {
+        let mut fleet = fleet();
+        fleet.endpoints.remove(0);
+        fleet.endpoints[0].address.clear();
+        assert_eq!(Fleet::decode(&fleet.encode()), Some(fleet));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use rmpv::Value;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use warmpath_indexer::config::Config;
@@ -23,11 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// An engine's two sockets, and what it has published.
 struct Engine {
     publisher: PubSocket,
-    router: RouterSocket,
     events: String,
     replay: String,
-    log: Vec<Bytes>,
+    log: Log,
+    replays: JoinHandle<()>,
 }
+
+/// What was published, or should have been.
+type Log = Arc<Mutex<Vec<Bytes>>>;
 
 fn message(frames: Vec<Bytes>) -> ZmqMessage {
     frames.try_into().unwrap()
@@ -51,37 +55,51 @@ fn removed(hash: u64) -> Value {
 }
 
 impl Engine {
-    /// Binds where an earlier one was, or anywhere.
+    /// Binds where an earlier one was, or anywhere, and answers replay requests.
     async fn start(at: Option<(String, String)>) -> Self {
         let (events, replay) = at.unwrap_or(("tcp://127.0.0.1:0".into(), "tcp://127.0.0.1:0".into()));
         let (mut publisher, mut router) = (PubSocket::new(), RouterSocket::new());
         let events = publisher.bind(&events).await.unwrap().to_string();
         let replay = router.bind(&replay).await.unwrap().to_string();
-        Self { publisher, router, events, replay, log: Vec::new() }
+        let log = Log::default();
+        let replays = tokio::spawn(serve_replays(router, log.clone()));
+        Self { publisher, events, replay, log, replays }
     }
 
     /// Publishes a batch, or only remembers it, as if the network had lost it.
     async fn publish(&mut self, event: Value, lost: bool) {
-        let sequence = self.log.len() as u64;
-        let batch = Value::Array(vec![(sequence as f64).into(), Value::Array(vec![event]), 0.into()]);
+        let sequence = self.log.lock().unwrap().len() as u64;
+        // By which processes are told apart.
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        let batch = Value::Array(vec![time.into(), Value::Array(vec![event]), 0.into()]);
         let mut payload = Vec::new();
         rmpv::encode::write_value(&mut payload, &batch).unwrap();
         let payload = Bytes::from(payload);
-        self.log.push(payload.clone());
+        self.log.lock().unwrap().push(payload.clone());
         if !lost {
             let sequence = Bytes::copy_from_slice(&sequence.to_be_bytes());
             self.publisher.send(message(vec![Bytes::from_static(b"kv@x"), sequence, payload])).await.unwrap();
         }
     }
+}
 
-    /// Answers one replay request in the older form, without topic.
-    async fn serve_replay(&mut self) {
-        let request = tokio::time::timeout(PATIENCE, self.router.recv()).await.expect("no replay request").unwrap();
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.replays.abort();
+    }
+}
+
+/// Answers replay requests in the older form, without topic.
+async fn serve_replays(mut router: RouterSocket, log: Log) {
+    while let Ok(request) = router.recv().await {
         let frames = request.into_vec();
-        assert_eq!((frames.len(), frames[1].len(), frames[2].as_ref()), (3, 0, [0; 8].as_slice()));
-        for (sequence, payload) in (0u64..).zip(self.log.clone()).chain([(u64::MAX, Bytes::new())]) {
+        assert_eq!((frames.len(), frames[1].len()), (3, 0));
+        let from = u64::from_be_bytes(frames[2].as_ref().try_into().unwrap());
+        let log = log.lock().unwrap().clone();
+        let wanted = (0u64..).zip(log).skip_while(|(sequence, _)| *sequence < from);
+        for (sequence, payload) in wanted.chain([(u64::MAX, Bytes::new())]) {
             let sequence = Bytes::copy_from_slice(&sequence.to_be_bytes());
-            self.router.send(message(vec![frames[0].clone(), Bytes::new(), sequence, payload])).await.unwrap();
+            router.send(message(vec![frames[0].clone(), Bytes::new(), sequence, payload])).await.unwrap();
         }
     }
 }
@@ -205,7 +223,6 @@ async fn past_events_are_replayed_live_ones_follow_and_a_gap_is_replayed() {
     engine.publish(stored(&hashes[..8], None, &tokens[..8 * BLOCK]), false).await;
     let indexer = Indexer::start(&engine).await;
     let mut gateway = Gateway::new(1);
-    engine.serve_replay().await;
     gateway.until(&indexer, "the replayed blocks", |g| g.live() && g.held(&text) > 0).await;
     let half = gateway.held(&text);
     engine.publish(stored(&hashes[8..], Some(8), &tokens[8 * BLOCK..]), false).await;
@@ -214,7 +231,6 @@ async fn past_events_are_replayed_live_ones_follow_and_a_gap_is_replayed() {
     // Of two removals the first gets lost.
     engine.publish(removed(9), true).await;
     engine.publish(removed(16), false).await;
-    engine.serve_replay().await;
     gateway.until(&indexer, "the lost removal", |g| g.live() && g.held(&text) == half).await;
     assert!(whole > half);
     indexer.stop().await;
@@ -227,14 +243,12 @@ async fn a_restarted_engine_is_forgotten_and_learnt_anew() {
     engine.publish(stored(&hashes, None, &tokens), false).await;
     let indexer = Indexer::start(&engine).await;
     let mut gateway = Gateway::new(1);
-    engine.serve_replay().await;
     gateway.until(&indexer, "the first engine's blocks", |g| g.held(&text) > 32).await;
     let at = (engine.events.clone(), engine.replay.clone());
     drop(engine);
     gateway.until(&indexer, "that the stream is gone", |g| !g.live() && g.held(&text) == 0).await;
     let mut engine = Engine::start(Some(at)).await;
     engine.publish(stored(&hashes[..8], None, &tokens[..8 * BLOCK]), false).await;
-    engine.serve_replay().await;
     gateway.until(&indexer, "the second engine's blocks", |g| g.live() && (16..=32).contains(&g.held(&text))).await;
     indexer.stop().await;
 }
@@ -245,7 +259,6 @@ async fn a_request_is_held_until_there_is_news_or_its_time_is_up() {
     let mut engine = Engine::start(None).await;
     let indexer = Indexer::start(&engine).await;
     let mut gateway = Gateway::new(1);
-    engine.serve_replay().await;
     gateway.until(&indexer, "the stream", Gateway::live).await;
     gateway.sync(&indexer, 0).await;
     let since = Instant::now();

@@ -1,4 +1,5 @@
 //! Benches and checks that take minutes, for seconds: that they go on to work.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::process::{Command, Stdio};
 

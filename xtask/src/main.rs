@@ -1,6 +1,7 @@
 //! What a developer runs: `cargo xtask --help`. Does the set-up (targets, module, Envoy) and leaves the work to cargo.
 
 mod envoy;
+mod fuzz;
 mod step;
 mod workspace;
 
@@ -57,6 +58,16 @@ enum Task {
     /// Measures one part. Each takes --help and --json FILE.
     #[command(subcommand)]
     Bench(Bench),
+    /// Feeds decoders and index with any bytes, and looks for crashes and for memory without bounds.
+    ///
+    /// Needs a nightly compiler and cargo-fuzz.
+    Fuzz {
+        /// frames (events of engines) or sync (what gateways send and get); without it all.
+        target: Option<String>,
+        /// Inputs per target.
+        #[arg(long, default_value_t = 1_000_000)]
+        runs: u64,
+    },
     /// Prints the path of the Envoy that the tests use, fetching it if need be.
     ///
     /// Example: $(cargo xtask envoy) -c envoy/warmpath.yaml
@@ -124,6 +135,7 @@ fn perform(cli: Cli) -> Result<()> {
             workspace.build_programs(true)?;
             step::replace_self(Command::new(workspace.program("soak")?).args(args))
         }
+        Task::Fuzz { target, runs } => fuzz::fuzz(&workspace, target.as_deref(), runs),
         Task::Envoy => {
             println!("{}", envoy()?.path.display());
             Ok(())

@@ -38,6 +38,11 @@ impl Workspace {
         Ok(Self { root, target, cargo })
     }
 
+    /// A path in the checkout.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
     /// A cargo command in the workspace's root.
     pub fn cargo(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.cargo);

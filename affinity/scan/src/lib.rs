@@ -1,7 +1,7 @@
 //! Looking through long text, many bytes at a time: 16 with WebAssembly's SIMD, which every Envoy's V8 has; 8 elsewhere.
 //!
-//! A crate of its own, as it is compiled for speed and `affinity` for size (profile `wasm`): what goes over every byte
-//! of a body is here, what goes over its messages is not. Like `affinity`, it knows no host.
+//! A crate of its own, as it is compiled for speed at any size, which `affinity` is not (profile `wasm`): what goes over
+//! every byte of a body is here, what goes over its messages is not. Like `affinity`, it knows no host.
 //!
 //! Words are copied one by one: a copy of a whole block would be a call in WebAssembly.
 
@@ -68,19 +68,23 @@ fn simple_escape(letter: u8) -> Option<u8> {
 }
 
 /// Whether `found` is true of any place of a byte.
-#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
 pub fn any_place(text: &[u8], byte: u8, found: impl Fn(usize) -> bool) -> bool {
-    let here = |from: usize, bytes: &[u8]| (from..).zip(bytes).any(|(at, b)| *b == byte && found(at));
+    any_place_of(text, [byte], found)
+}
+
+/// The same of some bytes.
+#[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
+fn any_place_of<const N: usize>(text: &[u8], bytes: [u8; N], found: impl Fn(usize) -> bool) -> bool {
+    let here = |from: usize, part: &[u8]| (from..).zip(part).any(|(at, byte)| bytes.contains(byte) && found(at));
     let (blocks, last) = text.as_chunks::<BLOCK>();
-    let (fours, others) = blocks.as_chunks();
+    let (fours, others) = blocks.as_chunks::<4>();
     for (number, four) in fours.iter().enumerate() {
-        let [a, b, c, d] = four;
-        if may_hold([a, b, c, d], byte) && here(number * 4 * BLOCK, four.as_flattened()) {
+        if may_hold(four, bytes) && here(number * 4 * BLOCK, four.as_flattened()) {
             return true;
         }
     }
     for (number, block) in (fours.len() * 4..).zip(others) {
-        if may_hold([block; 4], byte) && here(number * BLOCK, block) {
+        if may_hold(&[*block], bytes) && here(number * BLOCK, block) {
             return true;
         }
     }
@@ -119,14 +123,18 @@ mod simd {
         (special != 0).then(|| special.trailing_zeros() as usize)
     }
 
-    /// Whether a byte is among these.
+    /// Whether any of the bytes is in these blocks.
     #[inline(always)]
-    pub fn may_hold([a, b, c, d]: [&[u8; BLOCK]; 4], byte: u8) -> bool {
-        let same = |block| {
+    pub fn may_hold<const M: usize, const N: usize>(blocks: &[[u8; BLOCK]; M], bytes: [u8; N]) -> bool {
+        let mut same = u8x16_splat(0);
+        for block in blocks {
             let [low, high] = words(block);
-            u8x16_eq(u64x2(low, high), u8x16_splat(byte))
-        };
-        v128_any_true(v128_or(v128_or(same(a), same(b)), v128_or(same(c), same(d))))
+            let block = u64x2(low, high);
+            for byte in bytes {
+                same = v128_or(same, u8x16_eq(block, u8x16_splat(byte)));
+            }
+        }
+        v128_any_true(same)
     }
 }
 
@@ -152,13 +160,16 @@ mod swar {
         }
     }
 
-    /// Whether a byte is among these.
-    pub fn may_hold(blocks: [&[u8; BLOCK]; 4], byte: u8) -> bool {
-        let words = blocks.into_iter().flat_map(words);
-        let same = words.fold(0, |same, word| {
-            let differing = word ^ (ONES * u64::from(byte));
-            same | differing.wrapping_sub(ONES) & !differing
-        });
+    /// Whether any of the bytes is in these blocks.
+    #[inline(always)]
+    pub fn may_hold<const M: usize, const N: usize>(blocks: &[[u8; BLOCK]; M], bytes: [u8; N]) -> bool {
+        let mut same = 0;
+        for word in blocks.iter().flat_map(words) {
+            for byte in bytes {
+                let differing = word ^ (ONES * u64::from(byte));
+                same |= differing.wrapping_sub(ONES) & !differing;
+            }
+        }
         same & HIGH != 0
     }
 }

@@ -20,18 +20,25 @@ const FIELDS: [&[u8]; 3] = [b"content", b"text", b"prompt"];
 pub struct Lifted {
     /// JSON, with names in place of the texts.
     pub body: Vec<u8>,
-    /// As they stood in the body: not yet known to be UTF-8.
+    /// As they stood in the body: not yet known to be UTF-8. What lies behind the last is left from other bodies.
     texts: Vec<u8>,
     /// Where each text ends in `texts`.
     ends: Vec<usize>,
 }
 
 impl Lifted {
-    /// `None`: the body is to be parsed as it is.
+    /// `None`: the body is to be parsed as it is. `spare` is one that is not needed any more, for its room: as large as a
+    /// body, it would have to be asked for and filled with zeros each time.
     #[must_use]
-    pub fn of(body: &[u8]) -> Option<Self> {
-        let mut reader = Reader { body, at: 0, texts: vec![0; body.len() + BLOCK], end: 0 };
-        let (mut rest, mut ends, mut copied) = (Vec::with_capacity(1024), Vec::with_capacity(32), 0);
+    pub fn of(body: &[u8], spare: Self) -> Option<Self> {
+        let Self { body: mut rest, texts: mut room, mut ends } = spare;
+        rest.clear();
+        ends.clear();
+        if room.len() < body.len() + BLOCK {
+            room = vec![0; body.len() + BLOCK];
+        }
+        let mut reader = Reader { body, at: 0, texts: room, end: 0 };
+        let mut copied = 0;
         // Of the string before, if there was only a colon since.
         let mut field: &[u8] = b"";
         let mut colon = false;
@@ -60,8 +67,13 @@ impl Lifted {
             }
         }
         rest.extend_from_slice(body.get(copied..)?);
-        reader.texts.truncate(reader.end);
         Some(Self { body: rest, texts: reader.texts, ends })
+    }
+
+    /// Bytes of its room.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.body.capacity() + self.texts.capacity()
     }
 
     /// The text that a parsed string names, or is; `None` if it is no UTF-8.
@@ -237,16 +249,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_body_says_the_same_without_its_texts_or_is_left_alone(body in body()) {
-            if let Some(lifted) = Lifted::of(&body) {
+        fn a_body_says_the_same_without_its_texts_or_is_left_alone(bodies in prop::collection::vec(body(), 1..4)) {
+            let mut spare = Lifted::default();
+            for body in bodies {
+                let Some(lifted) = Lifted::of(&body, std::mem::take(&mut spare)) else { continue };
                 prop_assert_eq!(put_back(&lifted), serde_json::from_slice(&body).ok(), "{}", body.escape_ascii());
+                spare = lifted;
             }
         }
 
         #[test]
         fn texts_come_out_as_a_json_parser_reads_them(value in any_json(), pretty in any::<bool>()) {
             let body = if pretty { format!("{value:#}") } else { value.to_string() };
-            if let Some(lifted) = Lifted::of(body.as_bytes()) {
+            if let Some(lifted) = Lifted::of(body.as_bytes(), Lifted::default()) {
                 prop_assert_eq!(put_back(&lifted), Some(value));
             } else {
                 prop_assert!(body.contains(TAG) || body.contains("\"\\u"), "{}", body);
@@ -258,10 +273,10 @@ mod tests {
     fn a_body_that_names_texts_itself_is_left_alone() {
         for forged in ["\u{F8E2}0", r"\uF8E20", r"\uf8e20"] {
             let body = format!(r#"{{"text":"a","c\u006fntent":"{forged}"}}"#);
-            assert!(Lifted::of(body.as_bytes()).is_none(), "{body}");
+            assert!(Lifted::of(body.as_bytes(), Lifted::default()).is_none(), "{body}");
             // Where texts are taken out anyway, it is a text like any other.
             let body = format!(r#"{{"text":"a","content":"{forged}"}}"#);
-            let lifted = Lifted::of(body.as_bytes()).unwrap();
+            let lifted = Lifted::of(body.as_bytes(), Lifted::default()).unwrap();
             assert_eq!(put_back(&lifted), serde_json::from_str(&body).ok(), "{body}");
         }
     }
@@ -270,8 +285,8 @@ mod tests {
     fn long_texts_are_taken_out() {
         let body =
             format!(r#"{{"messages":[{{"role":"user","content":"{}\n\u00e9\ud83d\ude42"}}]}}"#, "word ".repeat(9));
-        let lifted = Lifted::of(body.as_bytes()).unwrap();
-        assert_eq!(lifted.texts, format!("{}\né🙂", "word ".repeat(9)).into_bytes());
+        let lifted = Lifted::of(body.as_bytes(), Lifted::default()).unwrap();
+        assert_eq!(lifted.texts[..lifted.ends[0]], *format!("{}\né🙂", "word ".repeat(9)).as_bytes());
         assert_eq!(lifted.body, "{\"messages\":[{\"role\":\"user\",\"content\":\"\u{F8E2}0000\"}]}".as_bytes());
     }
 }

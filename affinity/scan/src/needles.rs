@@ -1,12 +1,14 @@
 //! Looks for several short literals in long text.
 
-use super::any_place;
+use super::{any_place, any_place_of};
 use std::collections::BTreeMap;
 
-/// Literals to look for, by the byte that tells them best from other text.
+/// Literals to look for, by the byte that tells them best from other text: two such bytes in one pass over it.
 #[derive(Debug, Default)]
 pub struct Needles {
-    by_byte: BTreeMap<u8, Vec<Needle>>,
+    pairs: Vec<([u8; 2], Vec<Needle>)>,
+    /// Of an odd number of bytes, the last.
+    single: Option<(u8, Vec<Needle>)>,
 }
 
 #[derive(Debug)]
@@ -20,22 +22,32 @@ impl Needles {
     /// Empty literals are left out.
     #[must_use]
     pub fn new<'n>(literals: impl IntoIterator<Item = &'n str>) -> Self {
-        let mut needles = Self::default();
+        let mut by_byte: BTreeMap<u8, Vec<Needle>> = BTreeMap::new();
         for literal in literals {
             let bytes = literal.bytes().enumerate();
             let Some((at, byte)) = bytes.min_by_key(|(_, byte)| frequency(*byte)) else { continue };
-            needles.by_byte.entry(byte).or_default().push(Needle { text: literal.as_bytes().into(), at });
+            by_byte.entry(byte).or_default().push(Needle { text: literal.as_bytes().into(), at });
         }
-        needles
+        let mut this = Self::default();
+        let mut bytes = by_byte.into_iter();
+        while let Some((byte, mut needles)) = bytes.next() {
+            let Some((other, more)) = bytes.next() else {
+                this.single = Some((byte, needles));
+                break;
+            };
+            needles.extend(more);
+            this.pairs.push(([byte, other], needles));
+        }
+        this
     }
 
     /// Whether any of them is in the text.
     #[must_use]
     pub fn any_in(&self, text: &str) -> bool {
-        self.by_byte.iter().any(|(byte, needles)| {
-            let found = |at: usize| needles.iter().any(|needle| needle.lies_at(text.as_bytes(), at));
-            any_place(text.as_bytes(), *byte, found)
-        })
+        let text = text.as_bytes();
+        let lies = |needles: &[Needle], at| needles.iter().any(|needle| needle.lies_at(text, at));
+        self.pairs.iter().any(|(bytes, needles)| any_place_of(text, *bytes, |at| lies(needles, at)))
+            || self.single.as_ref().is_some_and(|(byte, needles)| any_place(text, *byte, |at| lies(needles, at)))
     }
 }
 

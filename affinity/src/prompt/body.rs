@@ -46,9 +46,19 @@ pub(super) struct Body<'a> {
     mm_processor_kwargs: Option<IgnoredAny>,
 }
 
-/// A message as it stands in a body.
+/// A message as it stands in a body: small, as most have no more than a role and a content.
 #[derive(Deserialize)]
+#[serde(from = "RawFields<'a>", bound = "'de: 'a")]
 struct Raw<'a> {
+    role: Cow<'a, str>,
+    content: RawContent<'a>,
+    /// The others, if any is given.
+    rest: Option<Box<RawFields<'a>>>,
+}
+
+/// All of a message's fields.
+#[derive(Deserialize)]
+struct RawFields<'a> {
     #[serde(borrow)]
     role: Cow<'a, str>,
     #[serde(default, borrow)]
@@ -67,6 +77,15 @@ struct Raw<'a> {
     tools: Option<Json<'a>>,
     /// A marker that DeepSeek V4's template reads.
     task: Option<IgnoredAny>,
+}
+
+impl<'a> From<RawFields<'a>> for Raw<'a> {
+    fn from(mut all: RawFields<'a>) -> Self {
+        let (role, content) = (std::mem::take(&mut all.role), std::mem::take(&mut all.content));
+        let json = [&all.name, &all.tool_calls, &all.tool_call_id, &all.reasoning, &all.reasoning_content, &all.tools];
+        let more = all.task.is_some() || json.iter().any(|field| field.is_some());
+        Self { role, content, rest: more.then(|| Box::new(all)) }
+    }
 }
 
 /// What a completions request asks for.
@@ -129,7 +148,7 @@ impl<'a> Body<'a> {
     /// A chat request. `exclude_unused`: the engine leaves tools out that must not be called.
     pub fn conversation(self, lifted: Option<&'a Lifted>, exclude_unused: bool) -> Result<Conversation<'a>, Unknown> {
         self.unreproduced()?;
-        let messages = self.messages.ok_or(Unknown::Malformed)?;
+        let given = self.messages.ok_or(Unknown::Malformed)?;
         let json = |json: Option<Json<'a>>| match json {
             None | Some(Json::Null) => Ok(None),
             Some(json) => json.resolved(lifted).map(Some).ok_or(Unknown::Malformed),
@@ -146,8 +165,12 @@ impl<'a> Body<'a> {
         };
         let unused = exclude_unused && self.tool_choice.as_ref().and_then(Json::as_str) == Some("none");
         let tools = json(self.tools)?.map(tools).transpose()?.filter(|_| !unused);
+        let mut messages = Vec::with_capacity(given.len());
+        for message in given {
+            messages.push(message.read(lifted)?);
+        }
         Ok(Conversation {
-            messages: messages.into_iter().map(|message| message.read(lifted)).collect::<Result<_, _>>()?,
+            messages,
             tools,
             documents: json(self.documents)?,
             kwargs,
@@ -187,7 +210,7 @@ fn tool(given: Json<'_>) -> Result<Tool<'_>, Unknown> {
 
 impl<'a> Raw<'a> {
     fn read(self, lifted: Option<&'a Lifted>) -> Result<Message<'a>, Unknown> {
-        if self.task.is_some() {
+        if self.rest.as_ref().is_some_and(|rest| rest.task.is_some()) {
             return Err(Unknown::Feature("message_task"));
         }
         let content = match self.content {
@@ -201,9 +224,12 @@ impl<'a> Raw<'a> {
                 Content::Parts(read)
             }
         };
+        let Some(rest) = self.rest else {
+            return Ok(Message { role: self.role, content, ..Message::default() });
+        };
         // What a role has no use for is not looked at.
         let of = |role: &str, given: Option<Json<'a>>| given.filter(|json| self.role == role && !json.is_null());
-        let tool_calls = match of("assistant", self.tool_calls) {
+        let tool_calls = match of("assistant", rest.tool_calls) {
             None => Vec::new(),
             Some(Json::List(calls)) => {
                 let call = |call: Json<'a>| call.resolved(lifted).ok_or(Unknown::Malformed).and_then(tool_call);
@@ -211,9 +237,9 @@ impl<'a> Raw<'a> {
             }
             Some(_) => return Err(Unknown::Malformed),
         };
-        let reasoning = of("assistant", self.reasoning).or(of("assistant", self.reasoning_content));
-        let tools = of("developer", self.tools);
-        let tool_call_id = match self.tool_call_id.filter(|_| self.role == "tool") {
+        let reasoning = of("assistant", rest.reasoning).or(of("assistant", rest.reasoning_content));
+        let tools = of("developer", rest.tools);
+        let tool_call_id = match rest.tool_call_id.filter(|_| self.role == "tool") {
             None => None,
             Some(Json::Text(id)) => Some(id),
             Some(_) => return Err(Unknown::Malformed),
@@ -221,7 +247,7 @@ impl<'a> Raw<'a> {
         Ok(Message {
             content,
             // The engine drops what is no text.
-            name: match self.name {
+            name: match rest.name {
                 Some(Json::Text(name)) => Some(name),
                 _ => None,
             },

@@ -489,7 +489,7 @@ mod tests {
     #[test]
     fn lifted_texts_are_borrowed() {
         let body = br#"{"messages":[{"role":"user","content":"a\nb"}]}"#;
-        let lifted = Lifted::of(body).unwrap();
+        let lifted = Lifted::of(body, Lifted::default()).unwrap();
         let chat = read(body, Some(&lifted)).unwrap().conversation.unwrap();
         assert!(matches!(&chat.messages[0].content, Content::Text(Cow::Borrowed("a\nb"))));
     }

@@ -40,7 +40,7 @@ use jinja::time::LocalTime;
 use mistral::Mistral;
 use spelling::Speller;
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use templates::Templates;
 
@@ -166,7 +166,12 @@ pub struct Prompts {
     disabled_efforts: Vec<OnceCell<&'static str>>,
     /// What each model's tokenizer does to texts.
     spellers: Vec<Speller>,
+    /// Of the request before, for its room.
+    spare: Cell<Lifted>,
 }
+
+/// Room for texts that is kept between requests, in bytes.
+const MAX_SPARE: usize = 4 * 1024 * 1024;
 
 impl Prompts {
     /// Compiles what can be compiled. Reports the models whose template could not be, by name, with the reason:
@@ -183,7 +188,7 @@ impl Prompts {
         let mistral = mistral.collect();
         let spellers = profiles.models.iter().map(|profile| Speller::new(&profile.spelling)).collect();
         let disabled_efforts = profiles.models.iter().map(|_| OnceCell::new()).collect();
-        (Self { profiles, templates, mistral, disabled_efforts, spellers }, failed)
+        (Self { profiles, templates, mistral, disabled_efforts, spellers, spare: Cell::default() }, failed)
     }
 
     /// How many models there are.
@@ -207,20 +212,27 @@ impl Prompts {
     /// Reads a request's body. `now`: seconds since 1970, UTC; templates may print the date.
     #[must_use]
     pub fn read(&self, api: Api, body: &[u8], now: i64) -> Asked {
-        let lifted = Lifted::of(body);
+        let lifted = Lifted::of(body, self.spare.take());
+        let asked = self.read_lifted(api, body, lifted.as_ref(), now);
+        if let Some(spare) = lifted.filter(|lifted| lifted.room() <= MAX_SPARE) {
+            self.spare.set(spare);
+        }
+        asked
+    }
+
+    fn read_lifted(&self, api: Api, body: &[u8], lifted: Option<&Lifted>, now: i64) -> Asked {
         match api {
-            Api::Responses => return self.converse(api, body, responses::read(body, lifted.as_ref()), now),
-            Api::Messages => return self.converse(api, body, messages::read(body, lifted.as_ref()), now),
+            Api::Responses => return self.converse(api, body, responses::read(body, lifted), now),
+            Api::Messages => return self.converse(api, body, messages::read(body, lifted), now),
             Api::Completions | Api::Chat | Api::Embeddings => {}
         }
-        let parsed = Body::read(body, lifted.as_ref());
-        match parsed {
+        match Body::read(body, lifted) {
             Err(why) => self.unread(body, why),
             Ok(body) => {
                 let found = self.find(body.model.as_deref());
                 let prompt = match found {
                     None => Err(Unknown::Model),
-                    Some(found) => self.spell(api, body, lifted.as_ref(), found.model, found.namespace, now),
+                    Some(found) => self.spell(api, body, lifted, found.model, found.namespace, now),
                 };
                 Asked::of(found, prompt)
             }

@@ -14,7 +14,7 @@ use super::jinja::time::LocalTime;
 use super::jinja::values::DOUBT_TEXT;
 use super::turns::{Seen, Turn};
 use affinity_scan::Needles;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Longer conversations are rendered in full, so that shapes stay small.
 const MAX_MESSAGES: usize = 512;
@@ -23,7 +23,7 @@ const MAX_WORD: usize = 32;
 /// Shapes and their skeletons per template; beyond either, all are forgotten.
 const MAX_SHAPES: usize = 256;
 const MAX_BYTES: usize = 512 * 1024;
-/// Places for shapes seen once.
+/// How many shapes seen once are kept in mind.
 const SEEN_ONCE: usize = 512;
 /// Begin and end a mark: private-use characters, no whitespace.
 pub(super) const MARK: [char; 2] = ['\u{F8E0}', '\u{F8E1}'];
@@ -36,9 +36,9 @@ pub(super) struct Skeletons {
     bytes: usize,
     /// The shape being looked up; kept for its room.
     shape: Vec<u8>,
-    /// Hashes of shapes seen lately, each in its place: most shapes are never seen again, and learning one takes a
-    /// rendering more.
-    once: Vec<u64>,
+    /// Hashes of the last shapes seen once: most are never seen again, and learning one takes a rendering more. In order
+    /// and not each in a place of its hash, where two that share one would push each other out for ever.
+    once: VecDeque<u64>,
 }
 
 struct Rules {
@@ -73,8 +73,7 @@ impl Skeletons {
             trims: c.trims,
             dated: c.dated,
         });
-        let once = if rules.is_some() { vec![0; SEEN_ONCE] } else { Vec::new() };
-        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new(), once }
+        Self { rules, shapes: BTreeMap::new(), bytes: 0, shape: Vec::new(), once: VecDeque::new() }
     }
 
     /// The prompt of these turns. `in_full` has the template print them, `render` with other contents in place of theirs.
@@ -87,16 +86,16 @@ impl Skeletons {
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) -> Result<String, Unknown> {
         let Some(rules) = &self.rules else { return in_full() };
-        let texts = turns.iter().map(|turn| match &turn.content {
-            Seen::Text(text) => Some(text.as_ref()),
-            Seen::Parts(_) => None,
-        });
-        let Some(contents) = texts.collect::<Option<Vec<&str>>>() else { return in_full() };
+        let mut contents = Vec::with_capacity(turns.len());
+        for turn in turns {
+            let Seen::Text(text) = &turn.content else { return in_full() };
+            contents.push(rules.parts(text));
+        }
         if !rules.shape(turns, &contents, generation, now, &mut self.shape) {
             return in_full();
         }
         match self.shapes.get(&self.shape) {
-            Some(Known::Text(skeleton)) => Ok(skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c)))),
+            Some(Known::Text(skeleton)) => Ok(skeleton.fill(&contents)),
             Some(Known::Refused) => Err(Unknown::Template),
             Some(Known::Opaque) => in_full(),
             None => {
@@ -116,18 +115,25 @@ impl Skeletons {
             let word = chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
             (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
         });
-        let place = self.once.get_mut((hash >> 32) as usize % SEEN_ONCE);
-        place.is_some_and(|place| std::mem::replace(place, hash) == hash)
+        if let Some(at) = self.once.iter().position(|once| *once == hash) {
+            self.once.remove(at);
+            return true;
+        }
+        if self.once.len() == SEEN_ONCE {
+            self.once.pop_front();
+        }
+        self.once.push_back(hash);
+        false
     }
 
     fn learn(
         &mut self,
-        contents: &[&str],
+        contents: &[Parts<'_>],
         rendered: &Result<String, Unknown>,
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) {
         let Some(rules) = &self.rules else { return };
-        let marked: Vec<String> = contents.iter().enumerate().map(|(n, c)| rules.marked(n, c)).collect();
+        let marked: Vec<String> = contents.iter().enumerate().map(|(n, parts)| parts.marked(n)).collect();
         let marked: Vec<&str> = marked.iter().map(String::as_str).collect();
         let known = if marked.iter().any(|m| rules.needles.any_in(m)) {
             Known::Opaque
@@ -136,7 +142,7 @@ impl Skeletons {
                 (Ok(print), Ok(text)) => match Skeleton::of(&print, contents.len()) {
                     None => Known::Opaque,
                     Some(skeleton) => {
-                        if skeleton.fill(|n| contents.get(n).map_or("", |c| rules.core(c))) != *text {
+                        if skeleton.fill(contents) != *text {
                             return self.distrust();
                         }
                         Known::Text(skeleton)
@@ -182,7 +188,7 @@ impl Rules {
     fn shape(
         &self,
         turns: &[Turn<'_, '_>],
-        contents: &[&str],
+        contents: &[Parts<'_>],
         generation: bool,
         now: LocalTime,
         shape: &mut Vec<u8>,
@@ -196,43 +202,52 @@ impl Rules {
             shape.extend_from_slice(&now.day().to_le_bytes());
         }
         shape.push(u8::from(generation));
-        let mut word = |word: &str| {
-            shape.push(word.len() as u8);
-            shape.extend_from_slice(word.as_bytes());
-            word.len() <= MAX_WORD
-        };
-        let mut known = turns.len() <= MAX_MESSAGES;
-        for (turn, content) in turns.iter().zip(contents) {
-            let (lead, core, trail) = self.parts(content);
-            known = known
-                && word(turn.role)
-                && word(lead)
-                && word(if core.is_empty() { "" } else { "core" })
-                && word(trail)
-                && !self.needles.any_in(content);
+        if turns.len() > MAX_MESSAGES {
+            return false;
         }
-        known && !turns.iter().any(|turn| turn.role.contains(MARK))
+        for (turn, parts) in turns.iter().zip(contents) {
+            let words = [turn.role, parts.lead, parts.trail];
+            if words.iter().any(|word| word.len() > MAX_WORD)
+                || self.needles.any_in(parts.whole)
+                || turn.role.contains(MARK)
+            {
+                return false;
+            }
+            let [role, lead, trail] = words.map(|word| word.len() as u8);
+            shape.extend_from_slice(&[role, lead, trail, u8::from(parts.core.is_empty())]);
+            for word in words.into_iter().filter(|word| !word.is_empty()) {
+                shape.extend_from_slice(word.as_bytes());
+            }
+        }
+        true
     }
 
-    /// Whitespace that may be cut, what is copied, whitespace that may be cut.
-    fn parts<'c>(&self, content: &'c str) -> (&'c str, &'c str, &'c str) {
-        if !self.trims {
-            return ("", content, "");
+    fn parts<'c>(&self, content: &'c str) -> Parts<'c> {
+        let visible = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
+        if !self.trims || visible(content.as_bytes().first()) && visible(content.as_bytes().last()) {
+            return Parts { whole: content, lead: "", core: content, trail: "" };
         }
         let rest = strip(content, None, true, false);
         let core = strip(rest, None, false, true);
         let (lead, trail) = (content.len() - rest.len(), core.len());
-        (content.get(..lead).unwrap_or(""), core, rest.get(trail..).unwrap_or(""))
+        let (lead, trail) = (content.get(..lead).unwrap_or(""), rest.get(trail..).unwrap_or(""));
+        Parts { whole: content, lead, core, trail }
     }
+}
 
-    fn core<'c>(&self, content: &'c str) -> &'c str {
-        self.parts(content).1
-    }
+/// A content: what is copied of it, and the whitespace around that, which may be cut.
+struct Parts<'c> {
+    whole: &'c str,
+    lead: &'c str,
+    core: &'c str,
+    trail: &'c str,
+}
 
+impl Parts<'_> {
     /// A content of the same shape with a mark for its core.
-    fn marked(&self, number: usize, content: &str) -> String {
-        let (lead, core, trail) = self.parts(content);
-        if core.is_empty() { content.to_owned() } else { format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]) }
+    fn marked(&self, number: usize) -> String {
+        let Self { whole, lead, core, trail } = self;
+        if core.is_empty() { whole.to_string() } else { format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]) }
     }
 }
 
@@ -250,7 +265,8 @@ impl Skeleton {
         (!skeleton.text.contains(MARK)).then_some(skeleton)
     }
 
-    fn fill<'c>(&self, core: impl Fn(usize) -> &'c str) -> String {
+    fn fill(&self, contents: &[Parts<'_>]) -> String {
+        let core = |number: usize| contents.get(number).map_or("", |parts| parts.core);
         let length = self.slots.iter().map(|(_, number)| core(*number).len()).sum::<usize>();
         let mut filled = String::with_capacity(self.text.len() + length);
         let mut from = 0;

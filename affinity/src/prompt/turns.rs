@@ -42,8 +42,10 @@ pub(super) fn turns<'c, 'a>(
     takes_parts: bool,
     knows_developers: bool,
 ) -> Result<Vec<Turn<'c, 'a>>, Unknown> {
-    let turns = conversation.messages.iter().map(|message| turn(message, takes_parts));
-    let mut turns = turns.collect::<Result<Vec<_>, Unknown>>()?;
+    let mut turns = Vec::with_capacity(conversation.messages.len());
+    for message in &conversation.messages {
+        turns.push(turn(message, takes_parts)?);
+    }
     if !knows_developers && turns.iter().any(|turn| turn.role == "developer") {
         for turn in &mut turns {
             if turn.role == "developer" {

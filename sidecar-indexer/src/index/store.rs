@@ -53,6 +53,9 @@ impl Index {
             }
             return;
         }
+        if let Some(endpoint) = self.endpoint(of) {
+            endpoint.residents.warm(stored.hashes);
+        }
         let (Some(mut anchor), mut before) = (self.start(of, stored), stored.parent) else { return };
         if let (Anchor::Tree(root, _), None) = (anchor, stored.parent) {
             self.tree.pin(root.run());

@@ -288,11 +288,10 @@ impl World {
                     self.replay.pop_front();
                 }
             }
-            Op::FailReplay => {
-                if self.asked.take().is_some() || !self.replay.is_empty() {
-                    self.replay.clear();
-                    self.step(Input::ReplayFailed);
-                }
+            Op::FailReplay if self.asked.is_some() || !self.replay.is_empty() => {
+                self.asked = None;
+                self.replay.clear();
+                self.step(Input::ReplayFailed);
             }
             Op::Break => self.disconnect(),
             Op::GoHalfOpen => self.half_open = true,

@@ -190,7 +190,7 @@ impl Run {
 
     /// Lets things settle, then sends requests one at a time. `since`: when the fault was over.
     async fn judge(&mut self, fault: &'static str, since: Instant) -> Result<Outcome> {
-        say(fault);
+        say(&format!("judging: {fault}"));
         let turn = self.traffic.next()?;
         let reply = self.setting.send(&turn).await?;
         ensure!(reply.status == 200, "after the fault a request failed: {} {}", reply.status, reply.body);
@@ -219,7 +219,7 @@ impl Run {
         }
         let count = |what: &dyn Fn(&crate::judge::Seen) -> bool| seen.iter().filter(|one| what(one)).count();
         let evictions = |one: Option<&crate::judge::Seen>| one.map_or(0, |one| one.evictions);
-        Ok(Outcome {
+        let outcome = Outcome {
             fault,
             requests: seen.len(),
             with_cache: count(&|one| one.cached >= 2 * self.block),
@@ -228,7 +228,10 @@ impl Run {
             settled_ms,
             recovered_ms,
             evictions: evictions(seen.last()) - evictions(seen.first()),
-        })
+        };
+        let over = outcome.over_by_more_than_one_block;
+        say(&format!("    too high: {over}, settled after {settled_ms} ms, recovered after {recovered_ms:?} ms"));
+        Ok(outcome)
     }
 }
 

@@ -133,7 +133,7 @@ impl Setting {
             group: turn.group,
             turn: turn.turn,
             prompt: header("x-warmpath-prompt")?.to_owned(),
-            endpoint: header("x-warmpath-endpoint")?.parse().context("x-warmpath-endpoint is not ip:port")?,
+            endpoint: address(header("x-warmpath-endpoint")?).context("x-warmpath-endpoint is not ip:port")?,
             served_by: *served_by,
             predicted: header("x-warmpath-hit-tokens")?.parse().context("x-warmpath-hit-tokens is no number")?,
             cached,
@@ -156,11 +156,16 @@ impl Setting {
     }
 }
 
+/// Reads `ip:port`, behind which a rank may stand: `ip:port#rank`.
+fn address(endpoint: &str) -> Option<SocketAddr> {
+    endpoint.split('#').next()?.parse().ok()
+}
+
 /// Reads `ip:port=tokens,...`.
 fn matches(header: &str) -> Result<Vec<(SocketAddr, u64)>> {
     let read = |entry: &str| {
         let (endpoint, tokens) = entry.split_once('=')?;
-        Some((endpoint.parse().ok()?, tokens.parse().ok()?))
+        Some((address(endpoint)?, tokens.parse().ok()?))
     };
     let entries = header.split(',').filter(|entry| !entry.is_empty());
     let entries =
