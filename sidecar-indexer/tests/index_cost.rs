@@ -153,6 +153,28 @@ fn a_block_takes_64_bytes_at_most_and_the_index_knows() {
 }
 
 #[test]
+fn orphans_of_one_parent_are_removed_as_quickly_however_many_they_are() {
+    let _turn = TURN.lock();
+    let each = |n: u64| {
+        let mut index = index(1 << 24, 1);
+        let tokens = [7; BLOCK];
+        for hash in 0..n {
+            let orphan = Prefill { hashes: vec![mix(hash)], parent: Some(u64::MAX), tokens: tokens.to_vec() };
+            index.apply(Slot(0), &stored(&orphan));
+        }
+        assert_eq!(index.stats().orphans as u64, n);
+        let start = cpu();
+        for hash in 0..n {
+            index.apply(Slot(0), &Event::Removed(Removed { hashes: &[mix(hash)], tier: Tier::Gpu, group: None }));
+        }
+        assert_eq!(index.stats().orphans, 0);
+        (cpu() - start).as_secs_f64() / n as f64
+    };
+    let (few, many) = (each(1_000), each(20_000));
+    assert!(many < few * 5.0, "{} times as long", many / few);
+}
+
+#[test]
 #[ignore = "a bench: cargo test --release -p warmpath-indexer --test index_cost -- --ignored --nocapture"]
 fn speed() {
     let _turn = TURN.lock();

@@ -1,6 +1,8 @@
 //! Other indexers, and what they know: a stream that begins with nothing is offered a checkpoint of a peer, or of the
-//! store that all write to. It counts only once the engine's own replay has proved it (see [`crate::stream`]), so
-//! peers and store can be slow, gone, stale or wrong without harm.
+//! store that all write to. It counts only once the engine's own replay has proved that it is of the engine's process
+//! and goes on where the replay begins (see [`crate::stream`]), so peers and store can be slow, gone or stale without
+//! harm. What they say was held at that place is believed: whoever may write to the store, or answer as a peer, can
+//! make the index wrong, though not break it. Keep both as private as the indexer itself.
 
 mod peers;
 mod store;
@@ -18,9 +20,12 @@ use anyhow::{Context, Result, ensure};
 use peers::Peers;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 
+/// For all that is asked for one endpoint, turns waited for included. A replay alone does better than a long wait.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Of the layout of snapshots; others are not read.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// An endpoint's holdings as of a place in its stream.
 #[derive(Debug)]
@@ -91,29 +96,30 @@ impl Company {
         self.peers.is_some() || self.store.is_some()
     }
 
-    /// What others know of an endpoint: of the peers the one that is furthest, or else the store. Takes some seconds
+    /// What others know of an endpoint: of the peers the one that is furthest, or else the store. Takes ten seconds
     /// at most.
     pub async fn seek(&self, key: Key) -> Option<Offer> {
+        let found = tokio::time::timeout(PATIENCE, self.ask(key)).await.ok().flatten();
+        self.app.metrics.sought(found.as_ref().map_or("nobody", |(who, _)| who));
+        found.map(|(_, offer)| offer)
+    }
+
+    /// The offer, and whose it is.
+    async fn ask(&self, key: Key) -> Option<(&'static str, Offer)> {
         if let Some(peers) = &self.peers
             && let Some(offer) = peers.ask(key).await
         {
-            self.app.metrics.sought("peer");
-            return Some(offer);
+            return Some(("peer", offer));
         }
         if let Some(store) = &self.store {
             match store.get(key).await {
-                Ok(Some(offer)) => {
-                    self.app.metrics.sought("store");
-                    return Some(offer);
-                }
-                Ok(None) => {}
+                Ok(found) => return found.map(|offer| ("store", offer)),
                 Err(error) => {
                     self.app.metrics.store_failed();
                     tracing::warn!(endpoint = %key, error = format!("{error:#}"), "the store has no use");
                 }
             }
         }
-        self.app.metrics.sought("nobody");
         None
     }
 }

@@ -2,10 +2,12 @@
 
 use super::Offer;
 use crate::endpoints::Key;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use futures::future::join_all;
 use reqwest::{Client, Url};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -14,11 +16,17 @@ pub const POSITION: &str = "x-warmpath-position";
 /// For peers to say what they have.
 const ANSWER: Duration = Duration::from_secs(1);
 /// For one of them to send it.
-const BODY: Duration = Duration::from_secs(10);
+const BODY: Duration = Duration::from_secs(5);
+/// A peer whose snapshot is of no use is not asked for so long, whatever the endpoint.
+const ASIDE: Duration = Duration::from_secs(60);
 /// Snapshots received at a time, over all endpoints.
 const AT_ONCE: usize = 4;
 /// Addresses asked, over all names.
 const MOST: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+#[error("it is above {0} bytes")]
+struct TooLarge(usize);
 
 pub struct Peers {
     client: Client,
@@ -26,6 +34,8 @@ pub struct Peers {
     /// Most bytes of a snapshot.
     limit: usize,
     turns: Semaphore,
+    /// Peers that failed, and when.
+    failed: Mutex<BTreeMap<Url, Instant>>,
 }
 
 impl Peers {
@@ -33,7 +43,7 @@ impl Peers {
         let client = Client::builder().connect_timeout(ANSWER).no_proxy().build()?;
         let parse = |url: &String| Url::parse(url).with_context(|| format!("peers: {url:?} is no URL"));
         let urls = urls.iter().map(parse).collect::<Result<_>>()?;
-        Ok(Self { client, urls, limit, turns: Semaphore::new(AT_ONCE) })
+        Ok(Self { client, urls, limit, turns: Semaphore::new(AT_ONCE), failed: Mutex::default() })
     }
 
     /// The snapshot of the peer that is furthest. We ourselves may be among them: then we say that we have none.
@@ -42,24 +52,48 @@ impl Peers {
         let mut urls: Vec<Url> = urls.into_iter().flatten().collect();
         urls.sort();
         urls.dedup();
+        urls.retain(|peer| !self.is_aside(peer));
         urls.truncate(MOST);
-        let places = urls.into_iter().map(|url| async { timeout(ANSWER, self.place(url, key)).await.ok()?.ok()? });
-        let mut places: Vec<(f64, Url)> = join_all(places).await.into_iter().flatten().collect();
+        // Those that do not answer are not put aside: that costs one second for all together, and may be our own load.
+        let places = urls.into_iter().map(|peer| async move {
+            let (last, from) = timeout(ANSWER, self.place(&peer, key)).await.ok()?.ok()??;
+            Some((last, from, peer))
+        });
+        let mut places: Vec<(f64, Url, Url)> = join_all(places).await.into_iter().flatten().collect();
         // By the engine's clock: numbers of two processes cannot be compared.
         places.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (_, from) in places {
+        for (_, from, peer) in places {
             let _turn = self.turns.acquire().await.ok()?;
+            // Others may have met it while this one waited.
+            if self.is_aside(&peer) {
+                continue;
+            }
             let offer = async { Offer::decode(&self.body(&from).await?, key) };
-            match timeout(BODY, offer).await.map_err(anyhow::Error::from).and_then(|offer| offer) {
+            match timeout(BODY, offer).await.map_err(Error::from).and_then(|offer| offer) {
                 Ok(offer) => return Some(offer),
-                Err(error) => tracing::info!(%from, error = format!("{error:#}"), "a peer's snapshot is of no use"),
+                Err(error) => {
+                    tracing::info!(%from, error = format!("{error:#}"), "a peer's snapshot is of no use");
+                    if is_of_the_peer(&error) {
+                        self.put_aside(peer);
+                    }
+                }
             }
         }
         None
     }
 
+    fn is_aside(&self, peer: &Url) -> bool {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.retain(|_, at| at.elapsed() < ASIDE);
+        failed.contains_key(peer)
+    }
+
+    fn put_aside(&self, peer: Url) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Instant::now());
+    }
+
     /// How far a peer is, and where its snapshot is; `None` if it has none.
-    async fn place(&self, peer: Url, key: Key) -> Result<Option<(f64, Url)>> {
+    async fn place(&self, peer: &Url, key: Key) -> Result<Option<(f64, Url)>> {
         let mut url = peer.join("/v1/snapshot")?;
         url.query_pairs_mut().append_pair("endpoint", &key.address.to_string());
         if let Some(rank) = key.rank {
@@ -74,11 +108,17 @@ impl Peers {
         let mut answer = self.client.get(url.clone()).send().await?.error_for_status()?;
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await? {
-            ensure!(body.len() + chunk.len() <= self.limit, "it is above {} bytes", self.limit);
+            ensure!(body.len() + chunk.len() <= self.limit, TooLarge(self.limit));
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     }
+}
+
+/// Whether a peer that fails so may be expected to fail for other endpoints, too.
+fn is_of_the_peer(error: &Error) -> bool {
+    let answered = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_status);
+    !answered && !error.is::<TooLarge>()
 }
 
 /// A URL for each address behind it.

@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::endpoints::Key;
 use anyhow::{Context, Result};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Script};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, Script, ServerErrorKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Store {
 
     /// A connection that failed is not used again.
     async fn checked<T>(&self, result: redis::RedisResult<T>) -> Result<T> {
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| !is_of_the_key(error)) {
             *self.connection.lock().await = None;
         }
         Ok(result?)
@@ -106,31 +106,37 @@ impl Store {
             ticks.tick().await;
             let checkpoints = app.checkpoints();
             written.retain(|key, _| checkpoints.iter().any(|(known, _)| known == key));
-            let mut result = Ok(());
+            // The first one. A key that fails is passed over; without a connection all of them would.
+            let mut failed: Option<anyhow::Error> = None;
+            let mut up = true;
             for (key, last) in checkpoints {
                 // Others write the same streams. One of us is enough.
                 if written.get(&key).is_some_and(|written| *written >= last) {
                     continue;
                 }
-                result = self.keep(&app, key, last, every).await.map(|kept| {
-                    written.insert(key, kept);
-                });
-                if result.is_err() {
+                match self.keep(&app, key, last, every).await {
+                    Ok(kept) => {
+                        written.insert(key, kept);
+                    }
+                    Err(error) => {
+                        app.metrics.store_failed();
+                        failed.get_or_insert(error.context(format!("the checkpoint of {key}")));
+                        up = self.connection.lock().await.is_some();
+                    }
+                }
+                if !up {
                     break;
                 }
             }
-            match result {
-                Ok(()) if !well => tracing::info!("the store answers again"),
-                Err(ref error) if well => {
+            match &failed {
+                None if !well => tracing::info!("the store takes all checkpoints again"),
+                Some(error) if well => {
                     tracing::warn!(error = format!("{error:#}"), "the store fails; all else goes on without it");
                 }
                 _ => {}
             }
-            well = result.is_ok();
-            app.metrics.store_up(well);
-            if !well {
-                app.metrics.store_failed();
-            }
+            well = failed.is_none();
+            app.metrics.store_up(up);
         }
     }
 
@@ -153,6 +159,14 @@ impl Store {
         }
         Ok(last)
     }
+}
+
+/// Whether only this key is amiss, and the connection as good as before: it is of another type, say.
+fn is_of_the_key(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Extension | ErrorKind::UnexpectedReturnType | ErrorKind::Server(ServerErrorKind::ResponseError)
+    )
 }
 
 pub(super) fn place(key: Key) -> String {

@@ -1,18 +1,21 @@
 //! Peers that help, lag, lie and hang, and a real Redis.
 
 use super::*;
-use crate::app::Signals;
+use crate::app::{Aside, Signals, Who};
 use crate::endpoints::Wanted;
+use crate::events;
 use crate::index::{Index, Options};
 use crate::models::Models;
+use crate::stream::{Input, Message, Stream};
 use crate::sync::State;
 use crate::tokens::Vocabulary;
 use affinity::{Slot, Stride, Tier};
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::routing::get;
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const LIMIT: usize = 10_000;
@@ -91,6 +94,42 @@ async fn a_peer_that_is_slow_gone_or_lies_costs_a_bounded_time_and_the_next_is_a
 }
 
 #[tokio::test]
+async fn a_peer_that_failed_is_not_asked_again_for_every_endpoint() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counting = asked.clone();
+    let answer = move |method: Method| async move {
+        counting.fetch_add(usize::from(method == Method::GET), Ordering::Relaxed);
+        ([(POSITION, "1 9.0")], vec![99])
+    };
+    let peers = [
+        serve(Router::new().route("/v1/snapshot", get(answer))).await,
+        peer(8.0, offer(1, 8.0).encode(key()).unwrap()).await,
+    ];
+    let company = Company::new(app(), &peers, None, LIMIT).unwrap();
+    for _ in 0..3 {
+        assert_eq!(company.seek(key()).await.unwrap().checkpoint.position.last, 8.0);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_has_not_what_is_asked_for_is_asked_again() {
+    let has = peer(8.0, offer(1, 8.0).encode(key()).unwrap()).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counting = asked.clone();
+    // It has just lost it.
+    let answer = move |method: Method| async move {
+        counting.fetch_add(usize::from(method == Method::GET), Ordering::Relaxed);
+        let status = if method == Method::GET { StatusCode::NOT_FOUND } else { StatusCode::OK };
+        (status, [(POSITION, "1 9.0")])
+    };
+    let peers = [serve(Router::new().route("/v1/snapshot", get(answer))).await, has];
+    let company = Company::new(app(), &peers, None, LIMIT).unwrap();
+    assert!(company.seek(key()).await.is_some() && company.seek(key()).await.is_some());
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
 async fn a_position_that_is_none_is_refused() {
     for (next, last) in [(0, 1.0), (1, f64::NAN), (1, f64::INFINITY)] {
         let bytes = offer(next, last).encode(key()).unwrap();
@@ -154,6 +193,40 @@ async fn an_older_checkpoint_never_replaces_a_newer_one() {
     let mut connection = store.connection().await.unwrap();
     let expires: i64 = redis::cmd("TTL").arg(store::place(key())).query_async(&mut connection).await.unwrap();
     assert!((86_000..=86_400).contains(&expires), "{expires}");
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_written_does_not_keep_the_others_from_being() {
+    let Some(redis) = Redis::start() else { return };
+    let (store, app) = (Arc::new(Store::new(&redis.url, LIMIT).unwrap()), app());
+    let other = Key { address: "10.0.0.2:8000".parse().unwrap(), rank: None };
+    let batch = rmp_serde::to_vec(&(1.5, [0u8; 0])).unwrap();
+    for (slot, key) in [(Slot(0), key()), (Slot(1), other)] {
+        let vocabulary = Vocabulary::from_tiktoken("", &serde_json::json!({"added_tokens_decoder": {}}), false);
+        if slot == Slot(1) {
+            app.state().enter(slot, &Wanted::bare(key.address, "tiny"), &Arc::new(vocabulary.unwrap()), false);
+        }
+        let mut stream = Stream::new(true, false);
+        stream.step(Input::Connected);
+        let payload = events::decode(&batch).ok();
+        assert!(payload.is_some());
+        let message = Message { sequence: 0, timestamp: 1.5, size: batch.len(), resets: false, payload };
+        let mut actions = stream.step(Input::Replayed(message));
+        actions.extend(stream.step(Input::ReplayEnded));
+        let who = Who { slot, key, name: key.to_string() };
+        assert!(app.act(&who, &stream, &actions, &mut Aside::default(), false));
+    }
+    assert_eq!(app.checkpoints().iter().map(|(key, _)| *key).collect::<Vec<_>>(), [key(), other]);
+    let mut connection = store.connection().await.unwrap();
+    redis::cmd("SET").arg(store::place(key())).arg("no hash").exec_async(&mut connection).await.unwrap();
+    let following = tokio::spawn(store.clone().follow(app.clone(), Duration::from_millis(20)));
+    let mut tries = 0;
+    while store.last(other).await.unwrap().is_none() && tries < 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        tries += 1;
+    }
+    following.abort();
+    assert!(tries < 200, "{}", app.metrics.page());
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use affinity::{Chain, Fingerprint, root};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// What an endpoint holds: see [`Index::snapshot`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub struct Holdings {
     model: u64,
     /// [`crate::tokens::Vocabulary::digest`].
     vocabulary: u64,
+    /// Which of [`TIERS`] are indexed. Removals from others are passed over, so blocks there would stay for ever.
+    tiers: [bool; 3],
     /// As text, and as token ids where those are kept.
     parts: Vec<Part>,
 }
@@ -86,7 +88,7 @@ pub enum RestoreError {
     #[error("the snapshot is of another version of the indexer")]
     Version,
     /// It was made under other settings.
-    #[error("the snapshot is of another model, vocabulary, stride_bytes or token_ids setting")]
+    #[error("the snapshot is of another model, vocabulary, or setting of stride_bytes, tiers or token_ids")]
     Settings,
     /// It contradicts itself.
     #[error("the snapshot is not consistent")]
@@ -117,7 +119,8 @@ impl Index {
         let parts: Vec<Part> = Keeper::both(slot).into_iter().filter_map(|of| self.part(of)).collect();
         parts.first()?;
         let (model, vocabulary) = self.settings(slot)?;
-        Some(Holdings { version: VERSION, stride: self.options.stride.bytes() as u32, model, vocabulary, parts })
+        let (stride, tiers) = (self.options.stride.bytes() as u32, self.tiers());
+        Some(Holdings { version: VERSION, stride, model, vocabulary, tiers, parts })
     }
 
     /// Makes an endpoint hold what the snapshot says, and nothing else.
@@ -134,6 +137,7 @@ impl Index {
         let keepers = Keeper::both(slot).into_iter().filter(|of| self.kept(*of).is_some());
         if (holdings.model, holdings.vocabulary) != own
             || holdings.stride != stride.bytes() as u32
+            || holdings.tiers != self.tiers()
             || !holdings.parts.iter().map(|part| part.ids).eq(keepers.map(Keeper::ids))
         {
             return Err(RestoreError::Settings);
@@ -158,6 +162,10 @@ impl Index {
 
     fn kept(&self, of: Keeper) -> Option<&Endpoint> {
         self.endpoints.get(of.index())?.as_deref()
+    }
+
+    fn tiers(&self) -> [bool; 3] {
+        TIERS.map(|tier| self.options.tiers.contains(&tier))
     }
 
     /// The model's namespace and its vocabulary's digest.

@@ -552,6 +552,11 @@ fn a_snapshot_of_other_settings_or_too_large_is_refused() {
     named.add(slot, "n", &vocabulary(), false);
     assert_eq!(named.restore(slot, &holdings), Err(RestoreError::Settings));
     assert_eq!(named.restore(Slot(7), &holdings), Err(RestoreError::NoEndpoint));
+    let options = Options { stride: Stride::new(STRIDE).unwrap(), max_blocks: 100, tiers: vec![Tier::Gpu, Tier::Cpu] };
+    let mut tiered = Index::new(options, 1);
+    tiered.add(slot, "m", &vocabulary(), false);
+    assert_eq!(tiered.restore(slot, &holdings), Err(RestoreError::Settings));
+    assert_eq!(small_index(100).restore(slot, &tiered.snapshot(slot).unwrap()), Err(RestoreError::Settings));
     let mut small = small_index(3);
     small.apply(slot, &Event::Stored(sequence(&[9], None)));
     assert_eq!(small.restore(slot, &holdings), Err(RestoreError::TooLarge));

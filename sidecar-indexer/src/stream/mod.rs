@@ -170,11 +170,13 @@ pub enum Reason {
     Unreadable,
     /// The subscription says nothing of messages that the engine has published.
     Silent,
+    /// What follows the stream has crashed, and begins anew.
+    Crashed,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Disconnected,
         Self::Gap,
         Self::Restarted,
@@ -183,6 +185,7 @@ impl Reason {
         Self::Slept,
         Self::Unreadable,
         Self::Silent,
+        Self::Crashed,
     ];
 
     /// In a word.
@@ -197,6 +200,7 @@ impl Reason {
             Reason::Slept => "slept",
             Reason::Unreadable => "unreadable",
             Reason::Silent => "silent",
+            Reason::Crashed => "crashed",
         }
     }
 }

@@ -57,7 +57,7 @@ pub struct Switchboard {
 
 struct Line {
     address: SocketAddr,
-    /// The rank as the engine's batches say it; `None`: it has one only.
+    /// The rank as the engine's batches say it; `None`: it has one only, whichever that is among other engines'.
     rank: Option<u16>,
     calls: mpsc::Sender<Dialled>,
 }
@@ -78,10 +78,15 @@ impl Switchboard {
         let topic = std::str::from_utf8(topic).ok()?;
         let address = topic.strip_prefix("kv@")?.split('@').next()?;
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        // One of a group of engines that each have one rank counts it over the group.
+        let alone = |line: &Line| {
+            let others = |other: &&Line| other.address == line.address && !other.calls.is_closed();
+            lines.iter().filter(others).count() == 1
+        };
         let ours = |line: &&Line| match line.rank {
             _ if line.calls.is_closed() => false,
             Some(ours) => rank == Some(u32::from(ours)),
-            None => rank.is_none_or(|rank| rank == 0),
+            None => rank.is_none_or(|rank| rank == 0) || alone(line),
         };
         let exact = || Some(lines.iter().filter(ours).find(|line| Ok(line.address) == address.parse())?.calls.clone());
         // Without a port an address will do if it is that of one endpoint only.

@@ -10,10 +10,12 @@ use crate::app::{App, Aside, Who};
 use crate::company::{Company, Offer};
 use crate::endpoints::Key;
 use crate::events::{Batch, DecodeError};
-use crate::stream::{Action, Input, Stream};
+use crate::stream::{Action, Input, Reason, Stream};
 use affinity::Slot;
 use bind::Dialled;
+use futures::FutureExt;
 use replay::{Pace, Replay};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -55,31 +57,23 @@ pub struct Told {
     pub asleep: bool,
 }
 
-/// Follows an endpoint's events for ever, through every disconnect.
-pub async fn follow(app: Arc<App>, company: Arc<Company>, source: Source) {
-    let Some(told) = app.told(source.slot) else { return };
-    let who = Who { slot: source.slot, key: source.key, name: source.key.to_string() };
-    let note = Note { app: app.clone(), endpoint: who.name.clone() };
-    let (asking, replay) = (note.clone(), source.replay.clone());
-    let ask = move |from, delay| Some(Replay::start(replay.clone()?, asking.clone(), from, delay));
-    let mut follower = Follower {
-        stream: Stream::new(source.replay.is_some(), company.exists()),
-        who,
-        note,
-        told,
-        app,
-        company,
-        aside: Aside::default(),
-        ask: Box::new(ask),
-        replay: None,
-        auditing: false,
-        seeking: None,
-        pace: Pace::default(),
-        audits: Audits::new(),
-    };
-    match source.events {
-        Events::Connect(url) => follower.dial(&url).await,
-        Events::Bound(dialled) => follower.await_calls(dialled).await,
+/// Follows an endpoint's events for ever, through every disconnect and every panic: the library has some for what no
+/// engine should send, and one connection must not be the last.
+pub async fn follow(app: Arc<App>, company: Arc<Company>, mut source: Source) {
+    while let Some(told) = app.told(source.slot) {
+        let mut follower = Follower::new(&app, &company, &source, told);
+        let following = async {
+            match &mut source.events {
+                Events::Connect(url) => follower.dial(url).await,
+                Events::Bound(calls) => follower.await_calls(calls).await,
+            }
+        };
+        // Nothing of the follower is used after a panic but who it was.
+        if AssertUnwindSafe(following).catch_unwind().await.is_ok() {
+            return;
+        }
+        follower.crashed();
+        tokio::time::sleep(BACKOFF.1).await;
     }
 }
 
@@ -134,6 +128,38 @@ impl Drop for Seeking {
 }
 
 impl Follower {
+    fn new(app: &Arc<App>, company: &Arc<Company>, source: &Source, told: watch::Receiver<Told>) -> Self {
+        let who = Who { slot: source.slot, key: source.key, name: source.key.to_string() };
+        let note = Note { app: app.clone(), endpoint: who.name.clone() };
+        let (asking, replay) = (note.clone(), source.replay.clone());
+        let ask = move |from, delay| Some(Replay::start(replay.clone()?, asking.clone(), from, delay));
+        Self {
+            stream: Stream::new(source.replay.is_some(), company.exists()),
+            who,
+            note,
+            told,
+            app: app.clone(),
+            company: company.clone(),
+            aside: Aside::default(),
+            ask: Box::new(ask),
+            replay: None,
+            auditing: false,
+            seeking: None,
+            pace: Pace::default(),
+            audits: Audits::new(),
+        }
+    }
+
+    /// It panicked: nothing that it knew can be relied upon.
+    fn crashed(self) {
+        tracing::error!(
+            endpoint = self.note.endpoint,
+            "following the event stream crashed, as logged before; it is forgotten and begun anew"
+        );
+        let clear = [Action::Clear(Reason::Crashed)];
+        let _ = self.app.act(&self.who, &Stream::new(false, false), &clear, &mut Aside::default(), false);
+    }
+
     /// Connects, again and again.
     async fn dial(&mut self, url: &str) {
         let mut backoff = BACKOFF.0;
@@ -154,15 +180,21 @@ impl Follower {
     }
 
     /// Waits until the engine dials in, again and again. A new call ends the one before: one engine has one publisher.
-    async fn await_calls(&mut self, mut calls: mpsc::Receiver<Dialled>) {
+    async fn await_calls(&mut self, calls: &mut mpsc::Receiver<Dialled>) {
         let mut next = calls.recv().await;
         while let Some(mut dialled) = next {
-            next = tokio::select! {
+            let call = tokio::select! {
                 biased;
-                call = calls.recv() => call,
-                () = self.listen(&mut dialled) => calls.recv().await,
+                call = calls.recv() => Some(call),
+                () = self.listen(&mut dialled) => None,
             };
             self.broken();
+            // Hung up before the next call is waited for: as long as this one is open the engine makes none.
+            drop(dialled);
+            next = match call {
+                Some(call) => call,
+                None => calls.recv().await,
+            };
         }
     }
 
@@ -170,9 +202,8 @@ impl Follower {
     async fn listen(&mut self, wire: &mut impl Wire) {
         tracing::info!(endpoint = self.note.endpoint, "event stream connected");
         let told = *self.told.borrow_and_update();
-        if told.asleep {
-            self.step(Input::Slept, false);
-        }
+        // Said each time: what changed while nobody listened, or with the order to listen anew, was not told yet.
+        self.step(if told.asleep { Input::Slept } else { Input::Woke }, false);
         self.audits.heard();
         let mut keep = self.step(Input::Connected, false);
         while keep {

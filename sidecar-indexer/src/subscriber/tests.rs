@@ -14,6 +14,8 @@ use bytes::Bytes;
 use rmpv::Value;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
 
 const SLOT: Slot = Slot(0);
@@ -158,6 +160,39 @@ async fn a_sleep_that_metrics_show_empties_the_endpoint() {
     listening.await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_engine_restarted_in_its_sleep_is_heard_again() {
+    let history = Arc::new(Mutex::new(vec![frames("", 0, 0)]));
+    let (mut follower, mut requests) = follower(history.clone());
+    let (_live, mut wire) = mpsc::channel(8);
+    let (app, told) = (follower.app.clone(), watch::Sender::new(Told::default()));
+    follower.told = told.subscribe();
+    let listening = tokio::spawn(async move {
+        follower.listen(&mut wire).await;
+        follower
+    });
+    requests.recv().await.unwrap();
+    told.send_replace(Told { asleep: true, remake: 0 });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(app.state().index.stats().blocks, 0);
+    // Its metrics say both at once: another process, and awake.
+    told.send_replace(Told { asleep: false, remake: 1 });
+    let mut follower = listening.await.unwrap();
+    history.lock().unwrap().clear();
+    let (live, mut wire) = mpsc::channel(8);
+    let listening = tokio::spawn(async move { follower.listen(&mut wire).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for sequence in 0..3 {
+        let message = frames("", sequence, 0);
+        history.lock().unwrap().push(message.clone());
+        live.send(message).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(app.state().index.stats().blocks, 3);
+    drop(live);
+    listening.await.unwrap();
+}
+
 #[test]
 fn replies_are_read_in_both_forms_and_both_ends_are_known() {
     let (follower, _) = {
@@ -220,7 +255,7 @@ async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_whe
     let source = Source {
         slot: SLOT,
         key: Key { address, rank: None },
-        events: Events::Bound(board.expect(address, None)),
+        events: Events::Bound(board.expect(address, Some(0))),
         replay: None,
     };
     let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
@@ -245,6 +280,82 @@ async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_whe
     let mut again = publisher(at).await;
     again.send(frames("kv@10.0.0.1:8000@tiny", 0, 0)).await.unwrap();
     assert!(held(&app, 1).await);
+    answering.abort();
+    following.abort();
+}
+
+/// As far as an engine's publisher goes before its first message.
+async fn greet(call: &mut TcpStream) {
+    let mut greeting = vec![0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0x7F, 3, 0];
+    greeting.extend(b"NULL");
+    greeting.resize(64, 0);
+    call.write_all(&greeting).await.unwrap();
+    let ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03PUB";
+    call.write_all(&[4, ready.len() as u8]).await.unwrap();
+    call.write_all(ready).await.unwrap();
+}
+
+/// A message on its way.
+async fn send(call: &mut TcpStream, message: &ZmqMessage) {
+    for (at, frame) in message.iter().enumerate() {
+        let more = u8::from(at + 1 < message.len());
+        call.write_all(&[2 | more]).await.unwrap();
+        call.write_all(&(frame.len() as u64).to_be_bytes()).await.unwrap();
+        call.write_all(frame).await.unwrap();
+    }
+}
+
+/// Until the other side hangs up, or ten seconds have passed.
+async fn hung_up(call: &mut TcpStream) -> bool {
+    let end = async { while call.read(&mut [0; 100]).await.is_ok_and(|read| read > 0) {} };
+    tokio::time::timeout(Duration::from_secs(10), end).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_frame_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
+    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
+    let app = app(address);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: Events::Connect(url), replay: None };
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let following = tokio::spawn(follow(app.clone(), company, source));
+    let (mut call, _) = listener.accept().await.unwrap();
+    greet(&mut call).await;
+    send(&mut call, &frames("", 0, 0)).await;
+    assert!(held(&app, 1).await);
+    // Its length is 2^63.
+    call.write_all(&[2, 0x80, 0, 0, 0, 0, 0, 0, 0]).await.unwrap();
+    assert!(held(&app, 0).await, "what was held is forgotten");
+    let (mut call, _) = listener.accept().await.unwrap();
+    greet(&mut call).await;
+    send(&mut call, &frames("", 0, 0)).await;
+    assert!(held(&app, 1).await, "it is followed again");
+    let page = app.metrics.page();
+    assert!(page.contains(r#"stream_clears_total{endpoint="10.0.0.1:8000",reason="crashed"} 1"#), "{page}");
+    following.abort();
+}
+
+#[tokio::test]
+async fn a_call_that_is_to_be_made_anew_is_hung_up() {
+    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
+    let (app, board) = (app(address), Arc::new(Switchboard::default()));
+    let signals = Signals::default();
+    app.enter(SLOT, signals.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
+    let calls = Events::Bound(board.expect(address, None));
+    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: calls, replay: None };
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let following = tokio::spawn(follow(app.clone(), company, source));
+    let mut call = TcpStream::connect(at).await.unwrap();
+    greet(&mut call).await;
+    // One of a group of engines counts its only rank over all of them.
+    send(&mut call, &frames("kv@10.0.0.1:8000@tiny", 0, 8)).await;
+    assert!(held(&app, 1).await);
+    signals.told.send_replace(Told { asleep: false, remake: 1 });
+    assert!(hung_up(&mut call).await, "the engine would never dial again");
     answering.abort();
     following.abort();
 }
