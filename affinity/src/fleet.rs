@@ -59,6 +59,13 @@ impl Endpoint {
             None => Cow::Borrowed(&self.address),
         }
     }
+
+    /// The rank that a request for it may name, where ranks below `common` are everywhere ([`Fleet::common_ranks`]).
+    /// Only its events show that the engine has the rank at all; without them it chooses for itself.
+    #[must_use]
+    pub fn nameable_rank(&self, common: u16) -> Option<u16> {
+        self.rank.filter(|rank| self.events && *rank < common)
+    }
 }
 
 /// Whether an endpoint may be chosen.
@@ -85,12 +92,15 @@ pub struct Reported {
 }
 
 impl Fleet {
-    /// Ranks below this are there at every address, so that a request for one of them is valid wherever a retry takes it.
-    /// An engine answers a rank that it does not have with an error, which no retry mends.
+    /// Ranks below this are there at every address that may be chosen, so that a request for one of them is valid wherever
+    /// a retry takes it. An engine answers a rank that it does not have with an error, which no retry mends.
     #[must_use]
     pub fn common_ranks(&self) -> u16 {
         let mut ranks: BTreeMap<&str, BTreeSet<u16>> = BTreeMap::new();
-        for endpoint in &self.endpoints {
+        let up = self.endpoints.iter().filter(|endpoint| endpoint.health == Health::Up);
+        let up: BTreeSet<&str> = up.map(|endpoint| endpoint.address.as_str()).collect();
+        // An address with one rank up has all its ranks, those that sleep too.
+        for endpoint in self.endpoints.iter().filter(|endpoint| up.contains(endpoint.address.as_str())) {
             ranks.entry(&endpoint.address).or_default().extend(endpoint.rank);
         }
         let missing = |ranks: &BTreeSet<u16>| (0..u16::MAX).find(|rank| !ranks.contains(rank)).unwrap_or(u16::MAX);
@@ -201,7 +211,12 @@ mod tests {
 
     #[test]
     fn ranks_are_common_if_every_address_has_them() {
-        let endpoint = |address: &str, rank| Endpoint { address: address.into(), rank, ..fleet().endpoints[0].clone() };
+        let endpoint = |address: &str, rank| Endpoint {
+            address: address.into(),
+            rank,
+            health: Health::Up,
+            ..fleet().endpoints[0].clone()
+        };
         let common = |endpoints: &[(&str, Option<u16>)]| {
             let endpoints = endpoints.iter().map(|(address, rank)| endpoint(address, *rank)).collect();
             Fleet { endpoints, ..fleet() }.common_ranks()
@@ -212,6 +227,23 @@ mod tests {
         assert_eq!(common(&[("a", Some(0)), ("a", Some(1)), ("b", None)]), 0);
         assert_eq!(common(&[("a", Some(0)), ("a", Some(2))]), 1);
         assert_eq!(endpoint("a:1", Some(2)).name(), "a:1#2");
+
+        let down = Endpoint { health: Health::Down, ..endpoint("b", None) };
+        let asleep = Endpoint { health: Health::Draining, ..endpoint("a", Some(0)) };
+        let endpoints = vec![asleep, endpoint("a", Some(1)), down];
+        assert_eq!(
+            Fleet { endpoints, ..fleet() }.common_ranks(),
+            2,
+            "who is down has no say; one rank asleep is there"
+        );
+    }
+
+    /// An engine with fewer ranks than configured answered 400 to those that it does not have.
+    #[test]
+    fn a_rank_is_named_only_if_its_events_show_that_it_is_there() {
+        let shown = Endpoint { rank: Some(1), events: true, ..fleet().endpoints[0].clone() };
+        assert_eq!((shown.nameable_rank(2), shown.nameable_rank(1)), (Some(1), None));
+        assert_eq!(Endpoint { events: false, ..shown }.nameable_rank(2), None);
     }
 
     proptest! {

@@ -2,6 +2,10 @@
 
 use serde::Deserialize;
 
+/// Most of a placement's times: a predicted holder must have ended before its slot names another endpoint (the indexer's
+/// `roster::REST`).
+const LONGEST_TTL_MS: u64 = 600_000;
+
 /// JSON in the plugin's `configuration`. Every field may be left out.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,7 +25,7 @@ pub struct Config {
     /// prefill must be done sooner. Default 5000.
     pub predicted_ttl_ms: u64,
     /// How long it counts where no events come: an endpoint without a stream, a stale table, a prompt whose bytes are not
-    /// known. Default 120000.
+    /// known. Default 120000; at most 600000, after which the indexer gives an endpoint's place to another.
     pub approximate_ttl_ms: u64,
     /// Answer requests that carry `x-warmpath-debug` with `x-warmpath-*` response headers that explain the decision.
     /// Default false: who may ask can tell whether anybody holds a given prompt. The files in `envoy/` turn it on.
@@ -64,6 +68,27 @@ impl Config {
         {
             return Err(format!("fleet `{}` must be letters, digits, `-` and `_`", config.fleet));
         }
+        for (option, ms) in
+            [("predicted_ttl_ms", config.predicted_ttl_ms), ("approximate_ttl_ms", config.approximate_ttl_ms)]
+        {
+            if ms > LONGEST_TTL_MS {
+                return Err(format!("{option}: {ms} is above {LONGEST_TTL_MS}"));
+            }
+        }
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_may_not_outlive_its_slot() {
+        assert!(Config::parse(br#"{"approximate_ttl_ms": 600000}"#).is_ok());
+        for option in ["approximate_ttl_ms", "predicted_ttl_ms"] {
+            let error = Config::parse(format!("{{\"{option}\": 600001}}").as_bytes()).err().unwrap_or_default();
+            assert!(error.contains(option), "{error}");
+        }
     }
 }

@@ -166,7 +166,7 @@ pub fn decide(inputs: &Inputs<'_>, api: Api, body: &[u8], whole: bool) -> Option
     }
     let header = hosts.join(",");
     // A retry carries the same rank to another host. Where not every host has it, the engine chooses for itself.
-    let rank = known.endpoint(slot).and_then(|e| e.rank).filter(|rank| *rank < known.common_ranks);
+    let rank = known.endpoint(slot).and_then(|e| e.nameable_rank(known.common_ranks));
     let missing = Tokens(prompt.tokens.0.saturating_sub(choice.hit.0));
     let queued = read.of(slot).queued_tokens;
     let charge = loads.charge(slot, missing);

@@ -390,11 +390,18 @@ impl Config {
             ensure!(usable, "peers: {peer:?} is not http://HOST:PORT");
         }
         if let Some(store) = &self.store {
-            ensure!(store.starts_with("redis://"), "store: {store:?} is not redis://HOST:PORT");
+            let usable = store.starts_with("redis://") && redis::Client::open(store.as_str()).is_ok();
+            ensure!(usable, "store: {store:?} is not redis://HOST:PORT");
         }
         if let Some(bind) = &self.bind {
             let port = bind::address(bind).map(|address| address.port());
             ensure!(port.is_some_and(|port| port > 0), "bind: {bind:?} is not tcp://*:PORT or tcp://IP:PORT");
+            let ranks = self.dialled_ranks();
+            let last = port.and_then(|port| port.checked_add(ranks));
+            ensure!(
+                last.is_some(),
+                "bind: {bind:?} leaves no ports for the ranks that dial in, of which the last is {ranks}"
+            );
         }
         Ok(())
     }

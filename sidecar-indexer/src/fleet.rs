@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const FAILURES_TO_DOWN: u32 = 3;
 /// Reported load older than this counts as unknown.
 const REPORT_LASTS: Duration = Duration::from_secs(3);
+/// An engine whose metrics did not come in time for this long is no longer taken for a busy one.
+const BUSY_LASTS: Duration = Duration::from_secs(30);
 /// A connection that outlived an outage this long may be a dead one that nobody told us of.
 const LONG_OUTAGE: Duration = Duration::from_secs(30);
 
@@ -34,6 +36,8 @@ struct Member {
     /// Scrapes failed in a row, and since when.
     failures: u32,
     failing_since: Option<Instant>,
+    /// When its metrics were last read.
+    answered: Option<Instant>,
     asleep: bool,
     reported: Option<(Reported, Instant)>,
     /// When the engine's process started, by its own clock.
@@ -64,6 +68,7 @@ impl Fleet {
             events: false,
             failures: 0,
             failing_since: None,
+            answered: None,
             asleep: false,
             reported: None,
             started: None,
@@ -127,11 +132,29 @@ impl Fleet {
                 reconnect |= member.started.is_some() && scrape.started.is_some() && member.started != scrape.started;
                 member.started = scrape.started.or(member.started);
                 member.failures = 0;
+                member.answered = Some(now);
                 member.asleep = scrape.asleep;
                 member.reported = scrape.reported.map(|reported| (reported, now));
             }
         }
         Change { status: health != member.health(), load: load != member.load(now), reconnect }
+    }
+
+    /// Whether an endpoint whose metrics do not come in time is busy rather than gone: its events say that it lives. Not
+    /// for long: a process may hang with its connections open.
+    #[must_use]
+    pub fn is_busy(&self, slot: Slot, now: Instant) -> bool {
+        self.members.get(&slot).is_some_and(|member| {
+            let answered = member.answered.is_some_and(|at| now.saturating_duration_since(at) < BUSY_LASTS);
+            member.events && member.health() != Health::Down && answered
+        })
+    }
+
+    /// Whether another rank at an endpoint's address has its event stream in sync.
+    #[must_use]
+    pub fn has_live_sibling(&self, slot: Slot) -> bool {
+        let Some(key) = self.members.get(&slot).map(|member| member.key) else { return false };
+        self.members.values().any(|other| other.events && other.key.address == key.address && other.key != key)
     }
 
     /// An endpoint's health.
@@ -219,6 +242,28 @@ mod tests {
         assert_eq!(fleet.health(SLOT), Some(Health::Down));
         assert!(fleet.scraped(SLOT, Some(&scrape(1.0)), now).status);
         assert_eq!(fleet.health(SLOT), Some(Health::Up));
+    }
+
+    #[test]
+    fn a_late_answer_is_excused_while_events_come_but_not_for_long() {
+        let (mut fleet, now) = fleet();
+        fleet.scraped(SLOT, Some(&scrape(1.0)), now);
+        assert!(!fleet.is_busy(SLOT, now), "no event says that it lives");
+        fleet.set_events(SLOT, true);
+        assert!(fleet.is_busy(SLOT, now + Duration::from_secs(20)));
+        assert!(!fleet.is_busy(SLOT, now + BUSY_LASTS));
+    }
+
+    #[test]
+    fn a_rank_knows_whether_another_one_lives() {
+        let mut fleet = Fleet::default();
+        let bare = Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny");
+        for rank in 0..2u16 {
+            let key = Key { rank: Some(rank), ..bare.key };
+            fleet.enter(Slot(rank), &Wanted { key, ..bare.clone() }, 0);
+        }
+        fleet.set_events(Slot(0), true);
+        assert_eq!((fleet.has_live_sibling(Slot(1)), fleet.has_live_sibling(Slot(0))), (true, false));
     }
 
     #[test]

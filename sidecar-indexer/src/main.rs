@@ -4,6 +4,7 @@ mod commands;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,6 +111,7 @@ fn check(file: &Path) -> Result<()> {
 fn start(run: &Run) -> Result<()> {
     let filter = EnvFilter::try_new(&run.log).with_context(|| format!("--log: {:?} is not a filter", run.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     match run.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

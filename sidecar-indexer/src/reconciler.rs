@@ -28,6 +28,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+/// An engine that is busy accepts a connection at once; one that does not is not there ([`scrape`]).
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
 /// An empty index as configured, of an epoch of its own.
 #[must_use]
 pub fn empty_index(config: &Config) -> Index {
@@ -96,7 +99,7 @@ impl Reconciler {
         others: Others,
     ) -> reqwest::Result<Self> {
         // One for all, so that connections are used again.
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_WITHIN).build()?;
         let this = Self {
             app,
             plan,
@@ -134,8 +137,16 @@ impl Reconciler {
 
     /// Tells the providers of the configuration.
     fn publish(&self) {
-        self.hub.give(Provider::File, file::list(&self.plan.config));
-        let names = Names::of(&self.plan.config);
+        let (file, names) = (file::list(&self.plan.config), Names::of(&self.plan.config));
+        let known = self.hub.changes().borrow().lists.get(&Provider::Dns).cloned();
+        if *self.names.borrow() != names
+            && let Some(mut dns) = known
+        {
+            // What moves from a name to an address would be named by both until names have been looked up again.
+            dns.retain(|old| !file.iter().any(|new| new.key.address == old.key.address));
+            self.hub.give(Provider::Dns, dns);
+        }
+        self.hub.give(Provider::File, file);
         self.names.send_if_modified(|before| std::mem::replace(before, names.clone()) != names);
     }
 
@@ -147,9 +158,13 @@ impl Reconciler {
             let (now, wanted) = (old.listen, new.listen);
             tracing::warn!(%now, %wanted, "listen: another address takes effect when the indexer is started anew");
         }
-        let links = |config: &Config| (config.peers.clone(), config.store.clone(), config.bind.clone());
+        let links = |config: &Config| {
+            (config.peers.clone(), config.store.clone(), config.store_interval_ms, config.bind.clone())
+        };
         if links(old) != links(&new) || old.dialled_ranks() < new.dialled_ranks() {
-            tracing::warn!("peers, store and bind: changes take effect when the indexer is started anew");
+            tracing::warn!(
+                "peers, store, store_interval_ms and bind: changes take effect when the indexer is started anew"
+            );
         }
         self.app.set_coalesce(new.coalesce());
         let shape = |config: &Config| (config.stride_bytes, config.max_blocks, config.tiers.clone());

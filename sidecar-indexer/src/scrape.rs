@@ -23,6 +23,9 @@ pub struct Scrape {
 /// Longest metrics page read; engines' are some tens of KiB.
 const LIMIT: usize = 4 << 20;
 
+/// For a page. An engine in a long step may not answer for more than a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What engines call a number, in order of preference: vLLM (KV use was renamed in 0.9.2; both names are there up to
 /// 0.11), SGLang, TensorRT-LLM's `trtllm-serve`.
 const RUNNING: [&str; 3] = ["vllm:num_requests_running", "sglang:num_running_reqs", "trtllm_num_requests_running"];
@@ -98,18 +101,28 @@ pub async fn follow(app: Arc<App>, client: Client, ranks: Vec<(Slot, Option<u16>
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(phase), every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // An engine that answers slower than it is asked is asked less often, never twice at a time.
-    let patience = every.max(Duration::from_secs(1));
+    let patience = every.max(PATIENCE);
     loop {
         ticks.tick().await;
         let page = read(&client, &url, patience).await;
         if let Err(error) = &page {
             tracing::debug!(url, %error, "metrics cannot be read");
         }
+        let late = page.as_ref().is_err_and(is_late);
         for (slot, engine) in &ranks {
+            // Its load becomes unknown, but it is not down.
+            if late && app.state().fleet.is_busy(*slot, Instant::now()) {
+                continue;
+            }
             let scrape = page.as_ref().ok().map(|page| parse(page, *engine));
             app.scraped(*slot, scrape.as_ref(), Instant::now());
         }
     }
+}
+
+/// Whether somebody is there but has not answered in time.
+fn is_late(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<reqwest::Error>().is_some_and(|error| error.is_timeout() && !error.is_connect())
 }
 
 async fn read(client: &Client, url: &str, patience: Duration) -> anyhow::Result<String> {
@@ -196,6 +209,16 @@ sglang:token_usage{dp_rank="1",engine_type="unified",model_name="m",tp_rank="0"}
             None
         );
         assert_eq!(parse("", None), Scrape::default());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_is_late_and_who_refuses_is_not() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/metrics", silent.local_addr().unwrap());
+        let client = Client::builder().no_proxy().build().unwrap();
+        assert!(is_late(&read(&client, &url, Duration::from_millis(50)).await.unwrap_err()));
+        drop(silent);
+        assert!(!is_late(&read(&client, &url, Duration::from_secs(5)).await.unwrap_err()));
     }
 
     #[test]

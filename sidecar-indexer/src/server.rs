@@ -23,6 +23,9 @@ use tokio::task::JoinSet;
 /// How often silent gateways are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 
+/// Requests have this long to end when the indexer stops.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
 /// An indexer with its files read, not yet running.
 pub struct Server {
     plan: Plan,
@@ -99,7 +102,16 @@ impl Server {
             stop.await;
             stopping.stop();
         };
-        axum::serve(listener, http::router(app)).with_graceful_shutdown(stop).await.context("serving failed")
+        let mut stopping = app.stopping();
+        let serving = axum::serve(listener, http::router(app)).with_graceful_shutdown(stop);
+        tokio::select! {
+            served = serving.into_future() => served.context("serving failed"),
+            // A request that was only begun would be waited for as long as its client likes.
+            () = async {
+                let _ = stopping.wait_for(|stopping| *stopping).await;
+                tokio::time::sleep(STOP_WITHIN).await;
+            } => Ok(()),
+        }
     }
 }
 

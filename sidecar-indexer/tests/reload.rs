@@ -70,6 +70,10 @@ impl Indexer {
         this
     }
 
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
     fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -130,8 +134,7 @@ fn a_swapped_config_map_is_taken_over_and_a_broken_one_is_not() {
 
     // Told to, it does not wait.
     mount.swap(4, &config("stride_bytes: 64", &at(2)).replace("127.0.0.1:0", "127.0.0.1:9"));
-    let pid = indexer.child.id().to_string();
-    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    indexer.signal("-HUP");
     indexer.follows(&[2]);
     let log = indexer.log();
     assert!(log.contains("listen: another address takes effect when the indexer is started anew"), "{log}");
@@ -142,13 +145,80 @@ fn a_swapped_config_map_is_taken_over_and_a_broken_one_is_not() {
 }
 
 #[test]
+fn a_file_or_a_model_that_was_not_there_is_taken_over_when_it_comes() {
+    let mount = Mount::new("later");
+    let first = config("", &at(1));
+    mount.swap(1, &first);
+    let indexer = Indexer::start(&mount);
+    indexer.follows(&[1]);
+    let successful = |this: &Indexer| this.metrics().contains("warmpath_config_last_reload_successful 1\n");
+    // Swapped away whole, as when the ConfigMap is gone.
+    fs::rename(mount.0.join("..data"), mount.0.join("away")).unwrap();
+    indexer.until("it complains", |this| this.log().contains("cannot read"));
+    assert!(!successful(&indexer));
+    fs::rename(mount.0.join("away"), mount.0.join("..data")).unwrap();
+    indexer.until("it is content", successful);
+
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tokenizer");
+    let folder = mount.0.join("tokenizer");
+    let moved = |ports: &str| config("", ports).replace(source.to_str().unwrap(), folder.to_str().unwrap());
+    let (one, two) = (moved(&at(1)), moved(&[at(1), at(2)].join(", ")));
+    assert!(one != first && one.contains(folder.to_str().unwrap()), "{one}");
+    mount.swap(2, &two);
+    indexer.until("the model is missed", |this| this.log().contains("is not there"));
+    let copy = |folder: &Path| {
+        fs::create_dir_all(folder).unwrap();
+        for entry in fs::read_dir(&source).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+            fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+    };
+    // All at once: half a model might be usable.
+    copy(&mount.0.join("copy"));
+    fs::rename(mount.0.join("copy"), &folder).unwrap();
+    indexer.follows(&[1, 2]);
+    assert_eq!(indexer.log().matches("is not there").count(), 1, "{}", indexer.log());
+
+    // SIGHUP reads anew a model whose files are broken now, with the configuration as it was.
+    fs::write(folder.join("tokenizer.json"), "{}").unwrap();
+    indexer.signal("-HUP");
+    indexer.until("it complains", |this| !successful(this));
+    assert!(indexer.log().contains("tokenizer.json is not usable"), "{}", indexer.log());
+    copy(&folder);
+    indexer.signal("-HUP");
+    indexer.until("it is content", successful);
+}
+
+#[test]
+fn a_request_that_never_ends_does_not_keep_the_indexer() {
+    let mount = Mount::new("stop");
+    mount.swap(1, &config("", &at(1)));
+    let mut indexer = Indexer::start(&mount);
+    let mut half = TcpStream::connect(&indexer.address).unwrap();
+    half.write_all(b"GET /metrics HTTP/1.1\r\nhost").unwrap();
+    // Taken in by then.
+    indexer.metrics();
+    indexer.signal("-TERM");
+    let since = Instant::now();
+    while indexer.child.try_wait().unwrap().is_none() {
+        assert!(since.elapsed() < PATIENCE, "it does not end\n{}", indexer.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!indexer.log().contains('\u{1b}'), "colours in a log that is not a terminal: {}", indexer.log());
+}
+
+#[test]
 fn a_names_addresses_are_followed() {
     let mount = Mount::new("dns");
     mount.swap(1, &config("dns_interval_ms: 200", "{dns: 'localhost:7', model: tiny, metrics: none}"));
     let indexer = Indexer::start(&mount);
     // Where localhost is ::1 too, that is another endpoint.
     indexer.until("127.0.0.1 is found", |this| this.metrics().contains("endpoint_up{endpoint=\"127.0.0.1:7\"}"));
-    mount.swap(2, &config("dns_interval_ms: 200", "{dns: 'no.such.name.invalid:7', model: tiny, metrics: none}"));
+    // An entry that moves from the name to its address is not named twice.
+    mount.swap(2, &config("dns_interval_ms: 200", &at(7)));
+    indexer.until("the address is taken over", |this| this.log().contains("is taken over"));
+    indexer.follows(&[7]);
+    assert!(!indexer.log().contains("named twice"), "{}", indexer.log());
+    mount.swap(3, &config("dns_interval_ms: 200", "{dns: 'no.such.name.invalid:7', model: tiny, metrics: none}"));
     indexer.until("they are gone", |this| this.metrics().contains("warmpath_endpoints 0\n"));
     assert!(indexer.log().contains("cannot look the name up"), "{}", indexer.log());
 }

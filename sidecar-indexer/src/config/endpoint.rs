@@ -34,14 +34,16 @@ section! {
         #[serde(default)]
         replay: Option<String> = "tcp://{ip}:5657",
         /// Data-parallel ranks behind this address, each with a cache of its own. `events` and `replay` are those of rank
-        /// 0, rank R's are R ports on. Requests carry the rank that they are for in the header `x-data-parallel-rank`.
+        /// 0, rank R's are R ports on. Requests carry the rank that they are for in the header `x-data-parallel-rank` while
+        /// its events are connected.
         #[serde(default = "one")]
         data_parallel_ranks: u16 = "1",
         /// The engine's --data-parallel-start-rank: the number of the first rank behind this address in its group.
         #[serde(default)]
         data_parallel_start_rank: u16 = "0",
         /// Its metrics: auto (`http://ADDRESS/metrics`), none, or a URL, also with `{ip}`. An endpoint whose metrics do
-        /// not answer three times in a row counts as down.
+        /// not answer three times in a row counts as down; an answer that is only late, over 5 seconds, does not count
+        /// against one whose events come, for half a minute.
         #[serde(default)]
         metrics: Metrics = "auto",
         /// How fast it prefills, in tokens per second; measure it with one long prompt on an idle engine.
@@ -143,7 +145,10 @@ impl Endpoint {
         }
         ensure!(self.replay.is_none() || self.events.is_some(), "replay: is of no use without events");
         if let Metrics::Url(url) = &self.metrics {
-            ensure!(url.starts_with("http://"), "metrics: {url:?} is not auto, none or a URL that begins with http://");
+            let parsed = reqwest::Url::parse(&url.replace(IP, "10.0.0.1"));
+            let usable = parsed.is_ok_and(|url| url.scheme() == "http" && url.has_host());
+            ensure!(usable, "metrics: {url:?} is not auto, none or a URL as in http://HOST:PORT/metrics");
+            self.check_own("metrics", url)?;
         }
         let rate = self.prefill_tokens_per_second;
         ensure!(rate.is_finite() && rate > 0.0, "prefill_tokens_per_second: {rate} is not above 0");
@@ -169,6 +174,11 @@ impl Endpoint {
             Err(_) => false,
         };
         ensure!(usable, "{option}: {url:?} cannot be connected to; write tcp://HOST:PORT or ipc://PATH");
+        self.check_own(option, url)
+    }
+
+    /// Engines behind one name each need a URL of their own.
+    fn check_own(&self, option: &str, url: &str) -> Result<()> {
         ensure!(
             self.dns.is_none() || url.contains(IP),
             "{option}: {url:?} would be the same for every address of the name; write {IP} for the address's own IP"

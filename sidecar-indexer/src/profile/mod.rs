@@ -71,12 +71,18 @@ pub fn load(model: &Model, base: &Path) -> Result<Loaded> {
     Ok(loaded)
 }
 
+/// Where a file lies. The parent of a bare name is no path that can be read.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Reads a model's folder, or one vocabulary file and what lies beside it. The profile has no name yet.
 ///
 /// # Errors
 /// When a file is missing or not understood; names the file.
 pub fn load_directory(path: &Path, options: &Options) -> Result<Loaded> {
-    let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    ensure!(path.exists(), "{} is not there", path.display());
+    let directory = if path.is_dir() { path } else { folder_of(path) };
     let mut files = Texts::read(directory)?;
     let mut notes = Vec::new();
     let (file, mistral) = choose(path, &files, options, &mut notes)?;

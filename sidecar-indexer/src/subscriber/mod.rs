@@ -28,6 +28,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// A subscription that is silent for so long is audited; again and again at double the distance while nothing happens.
 const AUDIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
+/// Events that cannot be connected to for so long are told of.
+const UNREACHED: Duration = Duration::from_secs(10);
+
 /// Where an endpoint's events come from.
 pub struct Source {
     /// Names the endpoint in the index.
@@ -94,8 +97,34 @@ impl Note {
         self.app.metrics.unreadable(&self.endpoint);
     }
 
+    fn unreached(&self, url: &str, error: &zeromq::ZmqError, slot: Slot) {
+        let (endpoint, siblings) = (&self.endpoint, self.app.state().fleet.has_live_sibling(slot));
+        tracing::warn!(endpoint, url, %error, "its events cannot be connected to; only placements predict what it holds");
+        if siblings {
+            tracing::warn!(
+                endpoint,
+                "other ranks at this address can: has the engine as many as data_parallel_ranks says?"
+            );
+        }
+    }
+
     fn replay_failed(&self, url: &str, error: &anyhow::Error) {
         tracing::warn!(endpoint = self.endpoint, url, error = format!("{error:#}"), "replay failed");
+    }
+}
+
+/// How long nobody could be connected to.
+#[derive(Default)]
+struct Unreached {
+    since: Option<Instant>,
+    said: bool,
+}
+
+impl Unreached {
+    /// Whether it is to be told of: once, and not while an engine starts anew.
+    fn is_news(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        now.saturating_duration_since(since) >= UNREACHED && !std::mem::replace(&mut self.said, true)
     }
 }
 
@@ -163,16 +192,23 @@ impl Follower {
     /// Connects, again and again.
     async fn dial(&mut self, url: &str) {
         let mut backoff = BACKOFF.0;
+        let mut unreached = Unreached::default();
         loop {
             match Subscription::connect(url).await {
                 Ok(mut subscription) => {
+                    unreached = Unreached::default();
                     let since = Instant::now();
                     self.listen(&mut subscription).await;
                     if since.elapsed() > BACKOFF.1 {
                         backoff = BACKOFF.0;
                     }
                 }
-                Err(error) => tracing::debug!(endpoint = self.note.endpoint, %error, "cannot subscribe"),
+                Err(error) => {
+                    tracing::debug!(endpoint = self.note.endpoint, %error, "cannot subscribe");
+                    if unreached.is_news(Instant::now()) {
+                        self.note.unreached(url, &error, self.who.slot);
+                    }
+                }
             }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF.1);

@@ -194,6 +194,13 @@ async fn an_engine_restarted_in_its_sleep_is_heard_again() {
 }
 
 #[test]
+fn events_that_cannot_be_connected_to_are_told_of_once_and_not_at_once() {
+    let (mut unreached, start) = (Unreached::default(), Instant::now());
+    let news = [0, 9, 10, 11, 600].map(|seconds| unreached.is_news(start + Duration::from_secs(seconds)));
+    assert_eq!(news, [false, false, true, false, false]);
+}
+
+#[test]
 fn replies_are_read_in_both_forms_and_both_ends_are_known() {
     let (follower, _) = {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
