@@ -16,6 +16,6 @@ fn soak() {
 
 #[test]
 fn bench_table_lag() {
-    let args = ["--only", "lag", "--rate", "50", "--seconds", "2", "--blocks", "4096"];
+    let args = ["--only", "lag", "--rate", "400", "--seconds", "5", "--blocks", "8192"];
     ends_well(env!("CARGO_BIN_EXE_bench-table"), &args);
 }
