@@ -122,7 +122,7 @@ pub struct Control {
     pub prefill_overhead_ms: f64,
     /// See [`Config::decode_ms_per_token`].
     pub decode_ms_per_token: f64,
-    /// Live events are kept back, in order, until this is false again.
+    /// Events are kept back, in order, and replays unanswered, until this is false again.
     pub events_paused: bool,
     /// That many of the next live batches are lost on the way (replay has them). Reads 0 once
     /// the order was taken.

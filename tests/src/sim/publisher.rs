@@ -62,7 +62,7 @@ impl Publisher {
         let (format, sent) = (Arc::new(format), Arc::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(send_live(publish, queue, paused.subscribe()));
-        tasks.spawn(serve_replays(router, Arc::clone(&format), Arc::clone(&sent)));
+        tasks.spawn(serve_replays(router, Arc::clone(&format), Arc::clone(&sent), paused.subscribe()));
         Ok((Self { format, sent, live, paused, _tasks: Arc::new(tasks) }, events, replay))
     }
 
@@ -93,7 +93,8 @@ impl Publisher {
         self.sent.lock().unwrap().next
     }
 
-    /// Keeps live batches back, in order, until told otherwise. Replays go on.
+    /// Keeps live batches back, in order, until told otherwise, and answers to replay requests: vLLM does both in one
+    /// thread.
     pub fn pause(&self, paused: bool) {
         self.paused.send_replace(paused);
     }
@@ -130,8 +131,16 @@ async fn send_live(
     }
 }
 
-async fn serve_replays(mut socket: RouterSocket, format: Arc<Format>, sent: Arc<Mutex<Sent>>) {
+async fn serve_replays(
+    mut socket: RouterSocket,
+    format: Arc<Format>,
+    sent: Arc<Mutex<Sent>>,
+    mut paused: watch::Receiver<bool>,
+) {
     while let Ok(request) = socket.recv().await {
+        if paused.wait_for(|paused| !paused).await.is_err() {
+            return;
+        }
         let frames = request.into_vec();
         // Exactly identity, delimiter, first number wanted; vLLM ignores all else.
         let [identity, delimiter, start] = frames.as_slice() else { continue };

@@ -142,9 +142,6 @@ async fn placements_and_loads_reach_other_gateways() {
     for tenant in (0..12).rev() {
         assert_eq!(ask(&second, tenant).await, homes[tenant as usize], "tenant {tenant}");
     }
-    let decisions = second.stats("wasmcustom.warmpath.default.decisions.").await.unwrap();
-    let count = |what: &str| decisions.iter().filter(|(name, _)| name.ends_with(what)).map(|(_, n)| *n).sum::<u64>();
-    // The indexer's audits of silent streams may have found the blocks meanwhile.
-    let known = count(".predicted") + count(".holder");
-    assert!(known >= 10, "{known} of 12 known to the other gateway: {decisions:?}");
+    let predicted = second.stat("wasmcustom.warmpath.default.decisions.predicted").await.unwrap();
+    assert!(predicted >= 10, "{predicted} of 12 by placements of the other gateway");
 }
