@@ -21,7 +21,7 @@ const BLOCK: usize = 16;
 /// Escapes are resolved here, within the loop: prompts have one every line, and leaving the loop for each took as long
 /// as all the copying.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
+fn copy_text(specials: &Specials, from: &[u8], to: &mut [u8]) -> (usize, usize) {
     let (mut read, mut written) = (0, 0);
     loop {
         let block = from.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>);
@@ -31,7 +31,7 @@ fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
         for (word, copy) in words.iter().zip(copy.as_chunks_mut().0) {
             *copy = word.to_le_bytes();
         }
-        let Some(plain) = before_special(words) else {
+        let Some(plain) = specials.before(words) else {
             read += BLOCK;
             written += BLOCK;
             continue;
@@ -48,9 +48,9 @@ fn copy_text(from: &[u8], to: &mut [u8]) -> (usize, usize) {
 
 /// How many bytes come before a quote, a backslash or a control character, or less than a block before the end.
 #[cfg_attr(target_arch = "wasm32", target_feature(enable = "simd128"))]
-fn plain(text: &[u8]) -> usize {
+fn plain(specials: &Specials, text: &[u8]) -> usize {
     let blocks = text.as_chunks().0;
-    let special = blocks.iter().enumerate().find_map(|(number, block)| Some((number, before_special(words(block))?)));
+    let special = blocks.iter().enumerate().find_map(|(number, block)| Some((number, specials.before(words(block))?)));
     special.map_or(blocks.len() * BLOCK, |(number, before)| number * BLOCK + before)
 }
 
@@ -105,22 +105,40 @@ fn words(block: &[u8; BLOCK]) -> [u64; 2] {
 }
 
 #[cfg(target_arch = "wasm32")]
-use simd::{before_special, may_hold};
+use simd::{Specials, may_hold};
 #[cfg(not(target_arch = "wasm32"))]
-use swar::{before_special, may_hold};
+use swar::{Specials, may_hold};
 
 #[cfg(target_arch = "wasm32")]
 mod simd {
     use super::{BLOCK, words};
-    use core::arch::wasm32::{u8x16_bitmask, u8x16_eq, u8x16_lt, u8x16_splat, u64x2, v128_any_true, v128_or};
+    use core::arch::wasm32::{u8x16_bitmask, u8x16_eq, u8x16_le, u8x16_splat, u64x2, v128, v128_any_true, v128_or};
+    use core::hint::black_box;
 
-    /// How many bytes come before the first quote, backslash or control character.
-    #[inline(always)]
-    pub fn before_special([low, high]: [u64; 2]) -> Option<usize> {
-        let block = u64x2(low, high);
-        let ends = v128_or(u8x16_eq(block, u8x16_splat(b'"')), u8x16_eq(block, u8x16_splat(b'\\')));
-        let special = u8x16_bitmask(v128_or(ends, u8x16_lt(block, u8x16_splat(0x20))));
-        (special != 0).then(|| special.trailing_zeros() as usize)
+    /// Quotes, backslashes, control characters. Not constants to the compiler: V8 makes these anew wherever they are
+    /// used, once for each block.
+    #[derive(Clone, Copy)]
+    pub struct Specials {
+        quote: v128,
+        backslash: v128,
+        control: v128,
+    }
+
+    impl Specials {
+        #[inline(always)]
+        pub fn new() -> Self {
+            let all = |byte| u8x16_splat(black_box(byte));
+            Self { quote: all(b'"'), backslash: all(b'\\'), control: all(0x1f) }
+        }
+
+        /// How many bytes come before the first.
+        #[inline(always)]
+        pub fn before(&self, [low, high]: [u64; 2]) -> Option<usize> {
+            let block = u64x2(low, high);
+            let ends = v128_or(u8x16_eq(block, self.quote), u8x16_eq(block, self.backslash));
+            let special = u8x16_bitmask(v128_or(ends, u8x16_le(block, self.control)));
+            (special != 0).then(|| special.trailing_zeros() as usize)
+        }
     }
 
     /// Whether any of the bytes is in these blocks.
@@ -145,18 +163,28 @@ mod swar {
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES << 7;
 
-    /// How many bytes come before the first quote, backslash or control character.
-    pub fn before_special(words: [u64; 2]) -> Option<usize> {
-        let [low, high] = words.map(|word| {
-            // With its bit 1 flipped, the quote comes right after the control characters. Exact up to the first.
-            let quote = (word ^ (ONES * 0x02)).wrapping_sub(ONES * 0x21);
-            let backslash = (word ^ (ONES * u64::from(b'\\'))).wrapping_sub(ONES);
-            (quote | backslash) & !word & HIGH
-        });
-        match (low, high) {
-            (0, 0) => None,
-            (0, high) => Some(8 + high.trailing_zeros() as usize / 8),
-            (low, _) => Some(low.trailing_zeros() as usize / 8),
+    /// Quotes, backslashes, control characters.
+    #[derive(Clone, Copy)]
+    pub struct Specials;
+
+    impl Specials {
+        pub fn new() -> Self {
+            Self
+        }
+
+        /// How many bytes come before the first.
+        pub fn before(&self, words: [u64; 2]) -> Option<usize> {
+            let [low, high] = words.map(|word| {
+                // With its bit 1 flipped, the quote comes right after the control characters. Exact up to the first.
+                let quote = (word ^ (ONES * 0x02)).wrapping_sub(ONES * 0x21);
+                let backslash = (word ^ (ONES * u64::from(b'\\'))).wrapping_sub(ONES);
+                (quote | backslash) & !word & HIGH
+            });
+            match (low, high) {
+                (0, 0) => None,
+                (0, high) => Some(8 + high.trailing_zeros() as usize / 8),
+                (low, _) => Some(low.trailing_zeros() as usize / 8),
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! text has been replaced by a string that names it. One string takes the place of another, so whether the body is
 //! JSON of the right shape does not change. A body with anything unusual in it is left as it is.
 
-use super::{BLOCK, copy_text, plain, simple_escape};
+use super::{BLOCK, Specials, copy_text, plain, simple_escape};
 use std::borrow::Cow;
 
 /// Begins the strings that name texts. No string of the body itself does: such a body is left as it is.
@@ -37,7 +37,7 @@ impl Lifted {
         if room.len() < body.len() + BLOCK {
             room = vec![0; body.len() + BLOCK];
         }
-        let mut reader = Reader { body, at: 0, texts: room, end: 0 };
+        let mut reader = Reader { body, at: 0, texts: room, end: 0, specials: Specials::new() };
         let mut copied = 0;
         // Of the string before, if there was only a colon since.
         let mut field: &[u8] = b"";
@@ -103,6 +103,7 @@ struct Reader<'b> {
     /// Never shorter than what has been read and a block: no escape is shorter than what it stands for.
     texts: Vec<u8>,
     end: usize,
+    specials: Specials,
 }
 
 impl<'b> Reader<'b> {
@@ -110,7 +111,7 @@ impl<'b> Reader<'b> {
     fn skip(&mut self) -> Option<&'b [u8]> {
         let from = self.at;
         loop {
-            self.at += plain(self.body.get(self.at..)?);
+            self.at += plain(&self.specials, self.body.get(self.at..)?);
             let byte = *self.body.get(self.at)?;
             self.at += 1;
             match byte {
@@ -124,7 +125,7 @@ impl<'b> Reader<'b> {
     /// Appends a string, of which the quote has been read, to the texts, and stops at its other quote.
     fn unescape(&mut self) -> Option<()> {
         loop {
-            let (read, written) = copy_text(self.body.get(self.at..)?, self.texts.get_mut(self.end..)?);
+            let (read, written) = copy_text(&self.specials, self.body.get(self.at..)?, self.texts.get_mut(self.end..)?);
             self.at += read;
             self.end += written;
             match *self.body.get(self.at)? {
