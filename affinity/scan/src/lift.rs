@@ -79,11 +79,22 @@ impl Lifted {
     /// The text that a parsed string names, or is; `None` if it is no UTF-8.
     #[must_use]
     pub fn text<'a>(&'a self, string: Cow<'a, str>) -> Option<Cow<'a, str>> {
-        let number = string.strip_prefix(TAG).and_then(|digits| usize::from_str_radix(digits, 16).ok());
-        let Some(number) = number else { return Some(string) };
-        let start = number.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied());
-        let text = start.zip(self.ends.get(number).copied()).and_then(|(from, to)| self.texts.get(from..to))?;
-        simdutf8::basic::from_utf8(text).ok().map(Cow::Borrowed)
+        match self.named(&string) {
+            Some(text) => simdutf8::basic::from_utf8(text).ok().map(Cow::Borrowed),
+            None => Some(string),
+        }
+    }
+
+    /// The same without a look whether it is UTF-8.
+    #[must_use]
+    pub fn bytes<'a>(&'a self, string: &'a str) -> &'a [u8] {
+        self.named(string).unwrap_or(string.as_bytes())
+    }
+
+    fn named(&self, string: &str) -> Option<&[u8]> {
+        let number = usize::from_str_radix(string.strip_prefix(TAG)?, 16).ok()?;
+        let start = number.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        self.texts.get(start..*self.ends.get(number)?)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Unknown;
 use super::conversation::{Content, Conversation, Message, Part, Tool, ToolCall};
 use super::json::{Fields, Json, take, take_bool, take_object, take_text};
+use super::turns::Said;
 use affinity_scan::Lifted;
 use serde::de::{Error, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -143,6 +144,38 @@ impl<'a> Body<'a> {
     /// Whether it has messages: embeddings requests may.
     pub fn is_chat(&self) -> bool {
         self.messages.is_some()
+    }
+
+    /// The messages of a chat request that is nothing but messages, each no more than a role and a text.
+    pub fn said<'s>(&'s self, lifted: Option<&'s Lifted>) -> Option<Vec<Said<'s>>> {
+        let more = [
+            &self.tools,
+            &self.documents,
+            &self.chat_template,
+            &self.chat_template_kwargs,
+            &self.reasoning_effort,
+            &self.kv_transfer_params,
+        ];
+        if self.unreproduced().is_err()
+            || self.continue_final_message == Some(true)
+            || self.add_special_tokens == Some(true)
+            || more.iter().any(|field| field.is_some())
+        {
+            return None;
+        }
+        let said = |message: &'s Raw<'_>| match (&message.content, &message.rest) {
+            (RawContent::Text(text), None) => {
+                let content = lifted.map_or(text.as_bytes(), |lifted| lifted.bytes(text));
+                Some(Said { role: &message.role, content })
+            }
+            _ => None,
+        };
+        self.messages.as_ref()?.iter().map(said).collect()
+    }
+
+    /// Whether a generation prompt is to follow, as chat requests say it.
+    pub fn generation(&self) -> bool {
+        self.add_generation_prompt.unwrap_or(true)
     }
 
     /// A chat request. `exclude_unused`: the engine leaves tools out that must not be called.

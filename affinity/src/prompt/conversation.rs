@@ -2,6 +2,7 @@
 
 use super::Unknown;
 use super::json::{Fields, Json, take_text};
+use super::turns::Said;
 use affinity_scan::Lifted;
 use std::borrow::Cow;
 
@@ -145,6 +146,24 @@ impl Conversation<'_> {
         if !texts.is_empty() {
             self.messages.insert(0, Message::new("system", Content::Text(Cow::Owned(texts.concat()))));
         }
+    }
+
+    /// Its messages, where they are no more than roles and texts, and nothing else is asked for.
+    pub fn said(&self) -> Option<Vec<Said<'_>>> {
+        if !self.is_plain() || self.continue_final_message || self.add_special_tokens || self.chat_template.is_some() {
+            return None;
+        }
+        let mut said = Vec::with_capacity(self.messages.len());
+        for Message { role, content, .. } in &self.messages {
+            let Content::Text(content) = content else { return None };
+            said.push(Said { role, content: content.as_bytes() });
+        }
+        Some(said)
+    }
+
+    /// Whether a generation prompt follows.
+    pub fn generation(&self) -> bool {
+        self.add_generation_prompt.unwrap_or(true)
     }
 
     /// Whether nothing but its messages' roles and contents, and whether an answer is to follow, says how it is rendered.

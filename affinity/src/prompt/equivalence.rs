@@ -1,8 +1,9 @@
 //! Skeletons against the templates themselves: whatever the messages say, both must spell the same.
 
+use super::spelling::Speller;
 use super::templates::Templates;
-use super::{Api, Asked, Prompts};
-use crate::profile::{Profile, Profiles, Renderer, Template};
+use super::{Api, Asked, Prompts, Unknown};
+use crate::profile::{AddedToken, Profile, Profiles, Renderer, Spelling, SpellingStep, Template};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -207,4 +208,48 @@ fn shapes_that_come_in_turns_are_all_remembered() {
         }
     }
     assert_eq!(prompts.templates.skeletons(0), (200, true));
+}
+
+/// A chat of a shape that is known.
+fn recalled(prompts: &Prompts, role: &str, content: &[u8]) -> Result<Vec<u8>, Unknown> {
+    let body = |content: &[u8]| {
+        let start = format!("{{\"messages\":[{{\"role\":\"{role}\",\"content\":\"");
+        [start.as_bytes(), content, b"\"}]}"].concat()
+    };
+    for _ in 0..3 {
+        assert!(prompts.read(Api::Chat, &body(b"plain"), 0).prompt.is_ok());
+    }
+    prompts.read(Api::Chat, &body(content), 0).prompt.map(|known| known.bytes)
+}
+
+#[test]
+fn what_is_done_to_a_content_is_done_in_a_known_shape_too() {
+    let system = |text: &str| Ok(format!("<|im_start|>system\n{text}<|im_end|>\n<|im_start|>assistant\n").into_bytes());
+    let plain = prompts(CHATML, true);
+    assert_eq!(recalled(&plain, "system", b"x-anthropic-billing-header: 1\\nrest"), system("rest"));
+    assert_eq!(recalled(&plain, "developer", b"plain"), system("plain"));
+    let spelled = |spelling: Spelling| {
+        let mut prompts = prompts(CHATML, true);
+        prompts.spellers = vec![Speller::new(&spelling)];
+        prompts
+    };
+    let composing = spelled(Spelling { steps: vec![SpellingStep::Nfc], ..Spelling::default() });
+    assert_eq!(recalled(&composing, "system", "e\u{301}".as_bytes()), system("\u{e9}"));
+    let end = AddedToken { text: "plain".into(), rstrip: true, ..AddedToken::default() };
+    let stripping = spelled(Spelling { added: vec![end], ..Spelling::default() });
+    assert_eq!(recalled(&stripping, "system", b"plain  x"), system("plainx"));
+}
+
+#[test]
+fn bytes_that_are_no_text_go_where_the_rest_goes_or_nowhere() {
+    // An engine refuses them, so it does not matter; they must not be in the way.
+    let wrong = recalled(&prompts(CHATML, true), "user", b"a\xffb").unwrap();
+    assert!(wrong.windows(3).any(|part| part == b"a\xffb"));
+    for template in [LLAMA3, GEMMA] {
+        assert_eq!(recalled(&prompts(template, true), "user", b"a\xff"), Err(Unknown::Malformed));
+    }
+    assert_eq!(
+        prompts(CHATML, true).read(Api::Chat, b"{\"messages\":[{\"role\":\"a\",\"content\":\"\xff\"}]}", 0).prompt,
+        Err(Unknown::Malformed)
+    );
 }

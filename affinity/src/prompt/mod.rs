@@ -43,6 +43,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
 use std::fmt;
 use templates::Templates;
+use turns::Said;
 
 /// The endpoints whose prompts are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,6 +276,11 @@ impl Prompts {
     ) -> Result<Canonical, Unknown> {
         let profile = self.profile(model).ok_or(Unknown::Model)?;
         let salt = body.cache_salt.clone();
+        let said = if api == Api::Chat { body.said(lifted) } else { None };
+        let known = said.and_then(|said| self.recall(profile, model, &said, body.generation(), now));
+        if let Some((bytes, last)) = known {
+            return Ok(Canonical { root: root(namespace, salt.as_deref()), bytes, last, cut: None });
+        }
         let chat = api == Api::Chat || api == Api::Embeddings && body.is_chat();
         let handed_on = if api == Api::Chat { body.handed_on()? } else { None };
         if let Some(ids) = handed_on {
@@ -304,6 +310,29 @@ impl Prompts {
         self.canonical(profile, root(namespace, salt.as_deref()), rendered, chat, add_special)
     }
 
+    /// The prompt of most chats, and the length of the last content: put together from memory, without looking at a text
+    /// more than is needed.
+    fn recall(
+        &self,
+        profile: &Profile,
+        model: u16,
+        said: &[Said<'_>],
+        generation: bool,
+        now: i64,
+    ) -> Option<(Vec<u8>, usize)> {
+        let speller = self.spellers.get(usize::from(model));
+        if !profile.opaque.is_empty()
+            || !matches!(profile.renderer, Renderer::Jinja(_))
+            || speller.is_some_and(|speller| !speller.may_keep())
+        {
+            return None;
+        }
+        let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
+        let bytes = self.templates.recall(model, said, generation, now)?;
+        let kept = speller.is_none_or(|speller| speller.keeps(&bytes));
+        kept.then(|| (bytes, said.last().map_or(0, |said| said.content.len())))
+    }
+
     /// A body that has become a conversation.
     fn converse(&self, api: Api, body: &[u8], envelope: Result<Envelope<'_>, Unknown>, now: i64) -> Asked {
         let Envelope { model, cache_salt, conversation } = match envelope {
@@ -315,8 +344,12 @@ impl Prompts {
             let profile = self.profile(model).ok_or(Unknown::Model)?;
             let mut chat = conversation?;
             self.adapt(api, profile, model, &mut chat, now)?;
-            let rendered = self.render(profile, model, &chat, now)?;
             let root = root(namespace, cache_salt.as_deref());
+            let known = chat.said().and_then(|said| self.recall(profile, model, &said, chat.generation(), now));
+            if let Some((bytes, last)) = known {
+                return Ok(Canonical { root, bytes, last, cut: None });
+            }
+            let rendered = self.render(profile, model, &chat, now)?;
             self.canonical(profile, root, rendered, true, chat.add_special_tokens)
         });
         Asked::of(found, prompt)

@@ -12,7 +12,7 @@ use super::copying::Copying;
 use super::jinja::text::strip;
 use super::jinja::time::LocalTime;
 use super::jinja::values::DOUBT_TEXT;
-use super::turns::{Seen, Turn};
+use super::turns::{Said, Seen, Turn};
 use affinity_scan::Needles;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -85,17 +85,17 @@ impl Skeletons {
         in_full: impl Fn() -> Result<String, Unknown>,
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) -> Result<String, Unknown> {
-        let Some(rules) = &self.rules else { return in_full() };
-        let mut contents = Vec::with_capacity(turns.len());
+        let mut said = Vec::with_capacity(turns.len());
         for turn in turns {
             let Seen::Text(text) = &turn.content else { return in_full() };
-            contents.push(rules.parts(text));
+            said.push(Said { role: turn.role, content: text.as_bytes() });
         }
-        if !rules.shape(turns, &contents, generation, now, &mut self.shape) {
-            return in_full();
-        }
+        let Some(contents) = self.look(&said, generation, now) else { return in_full() };
         match self.shapes.get(&self.shape) {
-            Some(Known::Text(skeleton)) => Ok(skeleton.fill(&contents)),
+            Some(Known::Text(skeleton)) => {
+                let filled = skeleton.fill(&contents);
+                simdutf8::basic::from_utf8(&filled).map(str::to_owned).map_err(|_| Unknown::Malformed)
+            }
             Some(Known::Refused) => Err(Unknown::Template),
             Some(Known::Opaque) => in_full(),
             None => {
@@ -107,6 +107,23 @@ impl Skeletons {
                 rendered
             }
         }
+    }
+
+    /// The prompt of these messages, if their shape is known. What the contents say is not looked at but for what the
+    /// template looks for, so they need not be UTF-8.
+    pub fn recall(&mut self, said: &[Said<'_>], generation: bool, now: LocalTime) -> Option<Vec<u8>> {
+        let contents = self.look(said, generation, now)?;
+        match self.shapes.get(&self.shape)? {
+            Known::Text(skeleton) => Some(skeleton.fill(&contents)),
+            Known::Refused | Known::Opaque => None,
+        }
+    }
+
+    /// Writes down the shape of these messages. `None`: they have none that could be known.
+    fn look<'c>(&mut self, said: &[Said<'c>], generation: bool, now: LocalTime) -> Option<Vec<Parts<'c>>> {
+        let rules = self.rules.as_ref()?;
+        let contents = said.iter().map(|said| rules.parts(said.content)).collect::<Option<Vec<_>>>()?;
+        rules.shape(said, &contents, generation, now, &mut self.shape).then_some(contents)
     }
 
     /// Whether the shape was seen lately; if not, it has been now.
@@ -133,16 +150,17 @@ impl Skeletons {
         render: impl Fn(&[&str]) -> Result<String, Unknown>,
     ) {
         let Some(rules) = &self.rules else { return };
-        let marked: Vec<String> = contents.iter().enumerate().map(|(n, parts)| parts.marked(n)).collect();
+        let marked: Option<Vec<String>> = contents.iter().enumerate().map(|(n, parts)| parts.marked(n)).collect();
+        let Some(marked) = marked else { return };
         let marked: Vec<&str> = marked.iter().map(String::as_str).collect();
-        let known = if marked.iter().any(|m| rules.needles.any_in(m)) {
+        let known = if marked.iter().any(|m| rules.needles.any_in(m.as_bytes())) {
             Known::Opaque
         } else {
             match (render(&marked), rendered) {
                 (Ok(print), Ok(text)) => match Skeleton::of(&print, contents.len()) {
                     None => Known::Opaque,
                     Some(skeleton) => {
-                        if skeleton.fill(contents) != *text {
+                        if skeleton.fill(contents) != text.as_bytes() {
                             return self.distrust();
                         }
                         Known::Text(skeleton)
@@ -187,7 +205,7 @@ impl Rules {
     /// Writes all of a conversation that the template's doings depend on. False: it depends on more.
     fn shape(
         &self,
-        turns: &[Turn<'_, '_>],
+        said: &[Said<'_>],
         contents: &[Parts<'_>],
         generation: bool,
         now: LocalTime,
@@ -202,14 +220,14 @@ impl Rules {
             shape.extend_from_slice(&now.day().to_le_bytes());
         }
         shape.push(u8::from(generation));
-        if turns.len() > MAX_MESSAGES {
+        if said.len() > MAX_MESSAGES {
             return false;
         }
-        for (turn, parts) in turns.iter().zip(contents) {
-            let words = [turn.role, parts.lead, parts.trail];
+        for (said, parts) in said.iter().zip(contents) {
+            let words = [said.role, parts.lead, parts.trail];
             if words.iter().any(|word| word.len() > MAX_WORD)
                 || self.needles.any_in(parts.whole)
-                || turn.role.contains(MARK)
+                || said.role.contains(MARK)
             {
                 return false;
             }
@@ -222,32 +240,37 @@ impl Rules {
         true
     }
 
-    fn parts<'c>(&self, content: &'c str) -> Parts<'c> {
+    /// `None`: whitespace at an end must be told, and it is no UTF-8.
+    fn parts<'c>(&self, content: &'c [u8]) -> Option<Parts<'c>> {
         let visible = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
-        if !self.trims || visible(content.as_bytes().first()) && visible(content.as_bytes().last()) {
-            return Parts { whole: content, lead: "", core: content, trail: "" };
+        if !self.trims || visible(content.first()) && visible(content.last()) {
+            return Some(Parts { whole: content, lead: "", core: content, trail: "" });
         }
+        let content = simdutf8::basic::from_utf8(content).ok()?;
         let rest = strip(content, None, true, false);
         let core = strip(rest, None, false, true);
         let (lead, trail) = (content.len() - rest.len(), core.len());
         let (lead, trail) = (content.get(..lead).unwrap_or(""), rest.get(trail..).unwrap_or(""));
-        Parts { whole: content, lead, core, trail }
+        Some(Parts { whole: content.as_bytes(), lead, core: core.as_bytes(), trail })
     }
 }
 
 /// A content: what is copied of it, and the whitespace around that, which may be cut.
 struct Parts<'c> {
-    whole: &'c str,
+    whole: &'c [u8],
     lead: &'c str,
-    core: &'c str,
+    core: &'c [u8],
     trail: &'c str,
 }
 
 impl Parts<'_> {
-    /// A content of the same shape with a mark for its core.
-    fn marked(&self, number: usize) -> String {
+    /// A content of the same shape with a mark for its core. `None`: it has no core, and is no UTF-8.
+    fn marked(&self, number: usize) -> Option<String> {
         let Self { whole, lead, core, trail } = self;
-        if core.is_empty() { whole.to_string() } else { format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]) }
+        if core.is_empty() {
+            return String::from_utf8(whole.to_vec()).ok();
+        }
+        Some(format!("{lead}{}{number}{}{trail}", MARK[0], MARK[1]))
     }
 }
 
@@ -265,17 +288,17 @@ impl Skeleton {
         (!skeleton.text.contains(MARK)).then_some(skeleton)
     }
 
-    fn fill(&self, contents: &[Parts<'_>]) -> String {
-        let core = |number: usize| contents.get(number).map_or("", |parts| parts.core);
+    fn fill(&self, contents: &[Parts<'_>]) -> Vec<u8> {
+        let core = |number: usize| contents.get(number).map_or(&[][..], |parts| parts.core);
         let length = self.slots.iter().map(|(_, number)| core(*number).len()).sum::<usize>();
-        let mut filled = String::with_capacity(self.text.len() + length);
+        let mut filled = Vec::with_capacity(self.text.len() + length);
         let mut from = 0;
         for (to, number) in &self.slots {
-            filled.push_str(self.text.get(from..*to).unwrap_or(""));
-            filled.push_str(core(*number));
+            filled.extend_from_slice(self.text.get(from..*to).unwrap_or("").as_bytes());
+            filled.extend_from_slice(core(*number));
             from = *to;
         }
-        filled.push_str(self.text.get(from..).unwrap_or(""));
+        filled.extend_from_slice(self.text.get(from..).unwrap_or("").as_bytes());
         filled
     }
 }

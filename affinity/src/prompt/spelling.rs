@@ -59,6 +59,22 @@ impl Speller {
         }
     }
 
+    /// Whether the tokens of `text` spell the same, if that can be told at a glance.
+    #[must_use]
+    pub fn keeps(&self, text: &[u8]) -> bool {
+        match self.does {
+            Does::Nothing => true,
+            Does::Composes => simdutf8::basic::from_utf8(text).is_ok_and(|text| self.steps.compose(text).is_none()),
+            Does::More => false,
+        }
+    }
+
+    /// Whether [`Speller::keeps`] is worth asking.
+    #[must_use]
+    pub fn may_keep(&self) -> bool {
+        self.does != Does::More
+    }
+
     /// The text that the tokens of `text` spell, without what is put around prompts.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::jinja::values::{DOUBT, list, record, value};
 use super::jinja::{CLOCK, environment, ordered, prepared, screen, takes_parts, tree};
 use super::json::{Json, field};
 use super::skeleton::{MARK, Skeletons};
-use super::turns::{Seen, SeenPart, Turn, documents, messages, tool, turns};
+use super::turns::{Said, Seen, SeenPart, Turn, documents, messages, tool, turns};
 use super::{Rendered, Unknown};
 use crate::profile::{Profile, Profiles, Renderer, Template};
 use affinity_scan::any_place;
@@ -150,6 +150,14 @@ impl Templates {
         refuses.ok_or(Unknown::Feature("system_messages"))
     }
 
+    /// The prompt that a model's template makes of these messages, if that is known without asking the template.
+    pub fn recall(&self, model: u16, said: &[Said<'_>], generation: bool, now: LocalTime) -> Option<Vec<u8>> {
+        let choice = self.models.get(usize::from(model))?;
+        let known = choice.plain.and_then(|number| self.templates.get(number))?;
+        let seen = !said.is_empty() && said.iter().all(|said| said.is_seen(known.knows_developers));
+        known.skeletons.try_borrow_mut().ok().filter(|_| seen)?.recall(said, generation, now)
+    }
+
     /// The prompt that a model's template makes of a conversation.
     pub fn render(
         &self,
@@ -242,8 +250,7 @@ impl Known {
         // would still say it right.
         let text = match self.skeletons.try_borrow_mut() {
             Ok(mut skeletons) if conversation.is_plain() => {
-                let generation = conversation.add_generation_prompt.unwrap_or(true);
-                skeletons.spell(&turns, generation, now, in_full, |contents| {
+                skeletons.spell(&turns, conversation.generation(), now, in_full, |contents| {
                     let turn = |(turn, content): (&Turn<'_, '_>, &&str)| turn.with_content(Value::from(*content));
                     print(list(turns.iter().zip(contents).map(turn).collect::<Result<_, Unknown>>()?))
                 })?

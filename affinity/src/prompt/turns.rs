@@ -16,6 +16,23 @@ pub(super) struct Turn<'c, 'a> {
     pub message: Option<&'c Message<'a>>,
 }
 
+/// A message that is no more than a role and a text, as bytes that need not be UTF-8: engines refuse what is not.
+pub(super) struct Said<'c> {
+    pub role: &'c str,
+    pub content: &'c [u8],
+}
+
+impl Said<'_> {
+    /// Whether a template sees it as it is. `knows_developers`: its source has the word in quotes.
+    pub fn is_seen(&self, knows_developers: bool) -> bool {
+        match self.role {
+            "developer" => knows_developers,
+            "system" => !self.content.starts_with(BILLING_HEADER.as_bytes()),
+            _ => true,
+        }
+    }
+}
+
 /// A content.
 #[derive(Clone)]
 pub(super) enum Seen<'c, 'a> {

@@ -102,7 +102,7 @@ impl Mistral {
     /// # Errors
     /// When it has the text of one: the same bytes would stand for other tokens.
     pub fn plain(&self, text: &str) -> Result<(), Unknown> {
-        if self.controls.any_in(text) { Err(Unknown::Feature("special_text")) } else { Ok(()) }
+        if self.controls.any_in(text.as_bytes()) { Err(Unknown::Feature("special_text")) } else { Ok(()) }
     }
 
     /// The text that a chat's tokens spell.
@@ -262,7 +262,7 @@ impl Out<'_> {
 
     fn end(&mut self, from: usize) -> Result<(), Unknown> {
         let written = self.text.get(from..).unwrap_or_default();
-        if self.controls.any_in(written) {
+        if self.controls.any_in(written.as_bytes()) {
             return Err(Unknown::Feature("special_text"));
         }
         if !self.format.tekken {
