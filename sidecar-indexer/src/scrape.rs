@@ -1,5 +1,6 @@
 //! An engine's own report of its load, from its Prometheus metrics.
 
+use crate::answer;
 use crate::app::App;
 use affinity::Slot;
 use affinity::fleet::Reported;
@@ -126,13 +127,8 @@ fn is_late(error: &anyhow::Error) -> bool {
 }
 
 async fn read(client: &Client, url: &str, patience: Duration) -> anyhow::Result<String> {
-    let mut response = client.get(url).timeout(patience).send().await?.error_for_status()?;
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        anyhow::ensure!(body.len() + chunk.len() <= LIMIT, "the page is above {LIMIT} bytes");
-        body.extend_from_slice(&chunk);
-    }
-    Ok(String::from_utf8_lossy(&body).into_owned())
+    let response = client.get(url).timeout(patience).send().await?.error_for_status()?;
+    Ok(String::from_utf8_lossy(&answer::body(response, LIMIT).await?).into_owned())
 }
 
 #[cfg(test)]
