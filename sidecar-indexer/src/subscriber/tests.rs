@@ -62,10 +62,13 @@ fn follower(history: Arc<Mutex<Vec<ZmqMessage>>>) -> (Follower, mpsc::UnboundedR
     let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
     let app = app(address);
     let key = Key { address, rank: None };
-    let (told, note) = (app.told(SLOT).unwrap(), Note { app: app.clone(), endpoint: key.to_string() });
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let events = Events::Connect(String::new());
+    let source = Source { slot: SLOT, key, events, replay: Some(String::new()) };
+    let mut follower = Follower::new(&app, &company, &source, app.told(SLOT).unwrap());
     let (asked, requests) = mpsc::unbounded_channel();
-    let noting = note.clone();
-    let ask = move |from, delay| {
+    let noting = follower.note.clone();
+    follower.ask = Box::new(move |from, delay| {
         let (asked, history, note) = (asked.clone(), history.lock().unwrap().clone(), noting.clone());
         Some(Replay::of(move |messages| async move {
             tokio::time::sleep(delay).await;
@@ -77,22 +80,7 @@ fn follower(history: Arc<Mutex<Vec<ZmqMessage>>>) -> (Follower, mpsc::UnboundedR
             }
             true
         }))
-    };
-    let follower = Follower {
-        company: Arc::new(Company::new(app.clone(), &[], None, 0).unwrap()),
-        who: Who { slot: SLOT, key, name: key.to_string() },
-        stream: Stream::new(true, false),
-        note,
-        told,
-        app,
-        aside: Aside::default(),
-        ask: Box::new(ask),
-        replay: None,
-        auditing: false,
-        seeking: None,
-        pace: Pace::default(),
-        audits: Audits::new(),
-    };
+    });
     (follower, requests)
 }
 
