@@ -85,6 +85,7 @@ pub struct Metrics {
     stored: Counter,
     stored_bytes: Counter,
     unknown_topics: Counter,
+    refused: Counter,
     lag: Histogram,
     in_sync: Family<OfEndpoint, Gauge>,
     partial: Family<OfEndpoint, Gauge>,
@@ -132,6 +133,7 @@ impl Default for Metrics {
             stored_bytes: Counter::default(),
             unknown_topics: Counter::default(),
             lag,
+            refused: Counter::default(),
             in_sync: Family::default(),
             partial: Family::default(),
             up: Family::default(),
@@ -197,6 +199,11 @@ impl Default for Metrics {
         );
         r.register("event_lag_seconds", "From an event's publication to its being indexed", this.lag.clone());
         r.register("stream_in_sync", "1 while the event stream is connected and gapless", this.in_sync.clone());
+        r.register(
+            "event_peers_refused",
+            "Connections for events that were ended because a message was too large",
+            this.refused.clone(),
+        );
         r.register(
             "stream_partial",
             "1 while blocks older than the replay's reach may be unknown",
@@ -347,6 +354,11 @@ impl Metrics {
     }
 
     /// The configuration file was read: at the start, or after a change, which could be taken over or not.
+    /// A peer announced a message that is too large.
+    pub fn refused(&self) {
+        self.refused.inc();
+    }
+
     pub fn reloaded(&self, usable: Option<bool>) {
         if let Some(usable) = usable {
             let result = if usable { "ok" } else { "failed" };

@@ -1,6 +1,7 @@
 //! An endpoint's event stream over ZeroMQ: subscription, replays, audits, and asking company.
 
 pub mod bind;
+mod relay;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -97,9 +98,14 @@ impl Note {
         self.app.metrics.unreadable(&self.endpoint);
     }
 
-    fn unreached(&self, url: &str, error: &zeromq::ZmqError, slot: Slot) {
+    fn unreached(&self, url: &str, error: &anyhow::Error, slot: Slot) {
         let (endpoint, siblings) = (&self.endpoint, self.app.state().fleet.has_live_sibling(slot));
-        tracing::warn!(endpoint, url, %error, "its events cannot be connected to; only placements predict what it holds");
+        tracing::warn!(
+            endpoint,
+            url,
+            error = format!("{error:#}"),
+            "its events cannot be connected to; only placements predict what it holds"
+        );
         if siblings {
             tracing::warn!(
                 endpoint,
@@ -194,7 +200,7 @@ impl Follower {
         let mut backoff = BACKOFF.0;
         let mut unreached = Unreached::default();
         loop {
-            match Subscription::connect(url).await {
+            match Subscription::connect(&self.app, &self.who.name, url).await {
                 Ok(mut subscription) => {
                     unreached = Unreached::default();
                     let since = Instant::now();
@@ -204,7 +210,7 @@ impl Follower {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(endpoint = self.note.endpoint, %error, "cannot subscribe");
+                    tracing::debug!(endpoint = self.note.endpoint, error = format!("{error:#}"), "cannot subscribe");
                     if unreached.is_news(Instant::now()) {
                         self.note.unreached(url, &error, self.who.slot);
                     }
