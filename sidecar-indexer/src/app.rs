@@ -21,15 +21,6 @@ use tokio::sync::watch;
 /// Streams that have not come into sync by then do not keep the indexer from being ready.
 const READY_AFTER: Duration = Duration::from_secs(15);
 
-/// An endpoint's holdings that are not in the index.
-#[derive(Debug, Default)]
-pub struct Aside {
-    /// Put aside, to be proved.
-    kept: Option<Holdings>,
-    /// Offered by company.
-    pub offered: Option<Holdings>,
-}
-
 /// An endpoint, as its stream names it.
 pub struct Who {
     /// In the index.
@@ -171,15 +162,15 @@ impl App {
         self.complete.store(true, Ordering::Relaxed);
     }
 
-    /// Does what an endpoint's stream says. Replays and the like are the caller's to ask for. `live`: the messages are
-    /// fresh. False if what was to be put back cannot be.
+    /// Does what an endpoint's stream says. Replays and the like are the caller's to ask for. `offered`: by company, if it
+    /// was asked. `live`: the messages are fresh. False if what was to be put back cannot be.
     #[must_use]
     pub fn act(
         &self,
         who: &Who,
         stream: &Stream<Batch>,
         actions: &[Action<Batch>],
-        aside: &mut Aside,
+        mut offered: Option<Holdings>,
         live: bool,
     ) -> bool {
         let (slot, endpoint) = (who.slot, who.name.as_str());
@@ -188,27 +179,27 @@ impl App {
             match action {
                 Action::Replay { .. } | Action::Seek | Action::Reconnect => {}
                 Action::Suspend(reason) => {
-                    aside.kept = state.index.snapshot(slot);
-                    state.index.clear(slot);
+                    state.index.put_aside(slot);
                     self.metrics.suspended(endpoint, *reason);
                     tracing::info!(endpoint, ?reason, "holdings put aside until they are proved");
                 }
-                Action::Adopt => aside.kept = aside.offered.take(),
+                Action::Adopt => {
+                    if let Some(offered) = offered.take() {
+                        state.index.adopt_aside(slot, offered);
+                    }
+                }
                 Action::Restore => {
-                    let restored = match aside.kept.take() {
-                        Some(kept) => state.index.restore(slot, &kept).map_err(anyhow::Error::from),
-                        None => Err(anyhow::anyhow!("there is nothing to restore")),
-                    };
+                    let restored = state.index.restore_aside(slot);
                     well = restored.is_ok();
                     match restored {
                         Ok(()) => tracing::info!(endpoint, "holdings proved"),
-                        Err(error) => tracing::warn!(endpoint, error = format!("{error:#}"), "holdings are of no use"),
+                        Err(error) => tracing::warn!(endpoint, %error, "holdings are of no use"),
                     }
                     self.metrics.proved(endpoint, well);
                 }
                 Action::Clear(reason) => {
                     state.index.clear(slot);
-                    if aside.kept.take().is_some() {
+                    if state.index.forget_aside(slot) {
                         self.metrics.proved(endpoint, false);
                     }
                     self.metrics.cleared(endpoint, *reason);
@@ -361,14 +352,14 @@ mod tests {
         let batch = Value::Array(vec![1.5.into(), Value::Array(vec![Value::Array(event)])]);
         let mut bytes = Vec::new();
         rmpv::encode::write_value(&mut bytes, &batch).unwrap();
-        let (mut stream, mut aside) = (Stream::new(false, false), Aside::default());
+        let mut stream = Stream::new(false, false);
         stream.step(Input::Connected);
         let payload = events::decode(&bytes).ok();
         let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: false, payload };
         let actions = stream.step(Input::Live(message));
         let key = Key { address: "127.0.0.1:8000".parse().unwrap(), rank: None };
         let who = Who { slot: Slot(0), key, name: key.to_string() };
-        assert!(app.act(&who, &stream, &actions, &mut aside, true));
+        assert!(app.act(&who, &stream, &actions, None, true));
         app.state().index.stats().blocks
     }
 

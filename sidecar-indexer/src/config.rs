@@ -63,8 +63,8 @@ section! {
         #[serde(default = "default_scrape")]
         scrape_interval_ms: u64 = "1000",
         /// Most cache blocks to keep track of, over all endpoints; about 64 bytes each, more where conversations are of
-        /// few blocks. When they are reached, those that were not used for the longest time are forgotten, so that
-        /// predictions fall short, and `warmpath_index_evicted_blocks_total` counts them.
+        /// few blocks. When they are reached, what is in doubt since a disconnect goes first, then those that were not
+        /// used for the longest time, so that predictions fall short; `warmpath_index_evicted_blocks_total` counts them.
         #[serde(default = "default_blocks")]
         max_blocks: usize = "2000000",
         /// Cache tiers that count: gpu, cpu, disk. Add cpu or disk only where the engines announce removals from

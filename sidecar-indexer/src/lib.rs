@@ -4,11 +4,12 @@
 //! [`tokens`] turns token ids into bytes, [`index`] keeps what each endpoint holds, [`tree`] shares contents between
 //! endpoints, [`table`] cuts the result into pages; [`fleet`] and [`gateways`] keep who is there; [`sync`] writes
 //! replies. I/O around them: [`subscriber`] (ZeroMQ), [`company`] (other indexers), [`scrape`]
-//! (engines' metrics), [`http`].
+//! (engines' metrics), [`answer`], [`http`].
 //!
 //! [`server`] starts all. The fleet changes while it runs: [`endpoints`] says who is wanted, [`roster`] gives slots,
 //! [`reconciler`] starts and ends what follows an endpoint, and [`reload`] brings changes of the configuration.
 
+pub mod answer;
 pub mod app;
 pub mod canonical;
 pub mod company;

@@ -85,6 +85,7 @@ pub struct Metrics {
     stored: Counter,
     stored_bytes: Counter,
     unknown_topics: Counter,
+    refused: Counter,
     lag: Histogram,
     in_sync: Family<OfEndpoint, Gauge>,
     partial: Family<OfEndpoint, Gauge>,
@@ -98,6 +99,7 @@ pub struct Metrics {
     orphans: Gauge,
     opaque: Gauge,
     nodes: Gauge,
+    aside: Gauge,
     evicted: Counter,
     entries: Gauge,
     pages: Gauge,
@@ -131,6 +133,7 @@ impl Default for Metrics {
             stored: Counter::default(),
             stored_bytes: Counter::default(),
             unknown_topics: Counter::default(),
+            refused: Counter::default(),
             lag,
             in_sync: Family::default(),
             partial: Family::default(),
@@ -144,6 +147,7 @@ impl Default for Metrics {
             orphans: Gauge::default(),
             opaque: Gauge::default(),
             nodes: Gauge::default(),
+            aside: Gauge::default(),
             evicted: Counter::default(),
             entries: Gauge::default(),
             pages: Gauge::default(),
@@ -195,6 +199,11 @@ impl Default for Metrics {
             "Calls of engines whose topic names no endpoint",
             this.unknown_topics.clone(),
         );
+        r.register(
+            "event_peers_refused",
+            "Connections for events that were ended because a message was too large",
+            this.refused.clone(),
+        );
         r.register("event_lag_seconds", "From an event's publication to its being indexed", this.lag.clone());
         r.register("stream_in_sync", "1 while the event stream is connected and gapless", this.in_sync.clone());
         r.register(
@@ -224,6 +233,11 @@ impl Default for Metrics {
             this.opaque.clone(),
         );
         r.register("index_nodes", "Distinct blocks", this.nodes.clone());
+        r.register(
+            "index_aside_blocks",
+            "Blocks put aside until their stream proves them, which count towards the bound",
+            this.aside.clone(),
+        );
         r.register(
             "index_evicted_blocks",
             "Blocks forgotten or left out because the index was full",
@@ -340,6 +354,11 @@ impl Metrics {
         self.unknown_topics.inc();
     }
 
+    /// A peer announced a message that is too large.
+    pub fn refused(&self) {
+        self.refused.inc();
+    }
+
     /// So many endpoints are followed, and so many had no slot.
     pub fn endpoints(&self, followed: usize, left_out: usize) {
         set(&self.endpoints, followed);
@@ -394,6 +413,7 @@ impl Metrics {
         set(&self.orphans, stats.orphans);
         set(&self.opaque, stats.unmatchable);
         set(&self.nodes, stats.nodes);
+        set(&self.aside, stats.aside);
         self.evicted.inner().store(stats.evicted, Ordering::Relaxed);
         set(&self.entries, table.len());
         set(&self.pages, 1 << table.bits());

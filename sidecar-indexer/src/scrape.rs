@@ -1,5 +1,6 @@
 //! An engine's own report of its load, from its Prometheus metrics.
 
+use crate::answer;
 use crate::app::App;
 use affinity::Slot;
 use affinity::fleet::Reported;
@@ -33,38 +34,53 @@ const WAITING: [&str; 3] = ["vllm:num_requests_waiting", "sglang:num_queue_reqs"
 const USAGE: [&str; 4] =
     ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage", "trtllm_kv_cache_utilization"];
 
-/// Reads the metrics that matter from a Prometheus text page. Of several engines behind one page (data-parallel ranks)
-/// the one named `engine` counts; without a name they are added up, and of their KV use the highest counts.
-#[must_use]
-pub fn parse(page: &str, engine: Option<u16>) -> Scrape {
-    let ours = |labels: &str| {
-        let rank = label(labels, "engine").or_else(|| label(labels, "dp_rank"));
-        // SGLang's tensor- and pipeline-parallel ranks each may tell of the same requests.
-        let first = |name| label(labels, name).is_none_or(|rank| rank == "0");
-        engine.is_none_or(|engine| rank.is_some_and(|rank| rank.parse() == Ok(engine)))
-            && first("tp_rank")
-            && first("pp_rank")
-    };
-    let values = |name: &'static str| {
-        let of = samples(page).filter(move |(n, labels, _)| *n == name && ours(labels));
-        of.map(|(_, _, value)| value).filter(|value| value.is_finite())
-    };
-    let sum = |names: &[&'static str]| names.iter().find_map(|name| values(name).reduce(|a, b| a + b));
-    let count = |value: f64| value.clamp(0.0, f64::from(u32::MAX)) as u32;
-    let usage = USAGE.iter().find_map(|name| values(name).reduce(f64::max));
-    let reported = sum(&RUNNING).zip(sum(&WAITING)).zip(usage).map(|((running, waiting), usage)| Reported {
-        running: count(running),
-        waiting: count(waiting),
-        kv_usage: usage.clamp(0.0, 1.0) as f32,
-    });
-    let awake = samples(page)
-        .filter(|(name, labels, _)| {
-            *name == "vllm:engine_sleep_state" && label(labels, "sleep_state") == Some("awake") && ours(labels)
-        })
-        .map(|(_, _, value)| value)
-        .reduce(f64::max);
-    let started = samples(page).find(|(name, _, value)| *name == "process_start_time_seconds" && value.is_finite());
-    Scrape { reported, started: started.map(|(_, _, value)| value), asleep: awake == Some(0.0) }
+/// Whether vLLM's engine was put to sleep.
+const SLEEP: &str = "vllm:engine_sleep_state";
+/// When the process started.
+const STARTED: &str = "process_start_time_seconds";
+
+/// Of a Prometheus text page the samples that matter: name, labels and value.
+pub struct Page<'a>(Vec<(&'a str, &'a str, f64)>);
+
+impl<'a> Page<'a> {
+    /// Reads a page.
+    #[must_use]
+    pub fn new(text: &'a str) -> Self {
+        let lists: [&[&str]; 4] = [&RUNNING, &WAITING, &USAGE, &[SLEEP, STARTED]];
+        Self(samples(text).filter(|(name, ..)| lists.iter().any(|names| names.contains(name))).collect())
+    }
+
+    /// What it says of an engine: of several behind one page (data-parallel ranks) the one named `engine` counts; without
+    /// a name they are added up, and of their KV use the highest counts.
+    #[must_use]
+    pub fn of(&self, engine: Option<u16>) -> Scrape {
+        let ours = |labels: &str| {
+            let rank = label(labels, "engine").or_else(|| label(labels, "dp_rank"));
+            // SGLang's tensor- and pipeline-parallel ranks each may tell of the same requests.
+            let first = |name| label(labels, name).is_none_or(|rank| rank == "0");
+            engine.is_none_or(|engine| rank.is_some_and(|rank| rank.parse() == Ok(engine)))
+                && first("tp_rank")
+                && first("pp_rank")
+        };
+        let values = |name: &'static str| {
+            let of = self.0.iter().filter(move |(n, labels, value)| *n == name && value.is_finite() && ours(labels));
+            of.map(|(_, _, value)| *value)
+        };
+        let sum = |names: &[&'static str]| names.iter().find_map(|name| values(name).reduce(|a, b| a + b));
+        let count = |value: f64| value.clamp(0.0, f64::from(u32::MAX)) as u32;
+        let usage = USAGE.iter().find_map(|name| values(name).reduce(f64::max));
+        let reported = sum(&RUNNING).zip(sum(&WAITING)).zip(usage).map(|((running, waiting), usage)| Reported {
+            running: count(running),
+            waiting: count(waiting),
+            kv_usage: usage.clamp(0.0, 1.0) as f32,
+        });
+        let states = self.0.iter().filter(|(name, labels, _)| {
+            *name == SLEEP && label(labels, "sleep_state") == Some("awake") && ours(labels)
+        });
+        let awake = states.map(|(_, _, value)| *value).reduce(f64::max);
+        let started = self.0.iter().find(|(name, _, value)| *name == STARTED && value.is_finite());
+        Scrape { reported, started: started.map(|(_, _, value)| *value), asleep: awake == Some(0.0) }
+    }
 }
 
 /// A label's value, if it has nothing escaped in it.
@@ -109,12 +125,13 @@ pub async fn follow(app: Arc<App>, client: Client, ranks: Vec<(Slot, Option<u16>
             tracing::debug!(url, %error, "metrics cannot be read");
         }
         let late = page.as_ref().is_err_and(is_late);
+        let page = page.as_ref().ok().map(|page| Page::new(page));
         for (slot, engine) in &ranks {
             // Its load becomes unknown, but it is not down.
             if late && app.state().fleet.is_busy(*slot, Instant::now()) {
                 continue;
             }
-            let scrape = page.as_ref().ok().map(|page| parse(page, *engine));
+            let scrape = page.as_ref().map(|page| page.of(*engine));
             app.scraped(*slot, scrape.as_ref(), Instant::now());
         }
     }
@@ -126,18 +143,17 @@ fn is_late(error: &anyhow::Error) -> bool {
 }
 
 async fn read(client: &Client, url: &str, patience: Duration) -> anyhow::Result<String> {
-    let mut response = client.get(url).timeout(patience).send().await?.error_for_status()?;
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        anyhow::ensure!(body.len() + chunk.len() <= LIMIT, "the page is above {LIMIT} bytes");
-        body.extend_from_slice(&chunk);
-    }
-    Ok(String::from_utf8_lossy(&body).into_owned())
+    let response = client.get(url).timeout(patience).send().await?.error_for_status()?;
+    Ok(String::from_utf8_lossy(&answer::body(response, LIMIT).await?).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(page: &str, engine: Option<u16>) -> Scrape {
+        Page::new(page).of(engine)
+    }
 
     #[test]
     fn a_page_of_todays_engine_is_read() {

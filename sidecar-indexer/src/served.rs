@@ -1,9 +1,10 @@
 //! Which names an engine serves: its `/v1/models`.
 
+use crate::answer;
 use crate::app::App;
 use crate::models::Listed;
 use affinity::Slot;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use reqwest::Client;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,11 +51,6 @@ pub async fn follow(app: Arc<App>, client: Client, slot: Slot, address: String, 
 }
 
 async fn ask(client: &Client, url: &str) -> Result<Listed> {
-    let mut response = client.get(url).timeout(PATIENCE).send().await?.error_for_status()?;
-    let mut answer = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        ensure!(answer.len() + chunk.len() <= LIMIT, "its answer is longer than {LIMIT} bytes");
-        answer.extend_from_slice(&chunk);
-    }
-    Listed::read(&serde_json::from_slice(&answer)?).context("this is no list of models")
+    let response = client.get(url).timeout(PATIENCE).send().await?.error_for_status()?;
+    Listed::read(&serde_json::from_slice(&answer::body(response, LIMIT).await?)?).context("this is no list of models")
 }

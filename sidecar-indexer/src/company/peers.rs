@@ -1,8 +1,9 @@
 //! Asking peers over HTTP.
 
 use super::Offer;
+use crate::answer::{self, TooLarge};
 use crate::endpoints::Key;
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result};
 use futures::future::join_all;
 use reqwest::{Client, Url};
 use std::collections::BTreeMap;
@@ -23,10 +24,6 @@ const ASIDE: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 4;
 /// Addresses asked, over all names.
 const MOST: usize = 16;
-
-#[derive(Debug, thiserror::Error)]
-#[error("it is above {0} bytes")]
-struct TooLarge(usize);
 
 pub struct Peers {
     client: Client,
@@ -105,13 +102,7 @@ impl Peers {
     }
 
     async fn body(&self, url: &Url) -> Result<Vec<u8>> {
-        let mut answer = self.client.get(url.clone()).send().await?.error_for_status()?;
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await? {
-            ensure!(body.len() + chunk.len() <= self.limit, TooLarge(self.limit));
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+        answer::body(self.client.get(url.clone()).send().await?.error_for_status()?, self.limit).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Peers that help, lag, lie and hang, and a real Redis.
 
 use super::*;
-use crate::app::{Aside, Signals, Who};
+use crate::app::{Signals, Who};
 use crate::endpoints::Wanted;
 use crate::events;
 use crate::index::{Index, Options};
@@ -214,7 +214,7 @@ async fn a_key_that_cannot_be_written_does_not_keep_the_others_from_being() {
         let mut actions = stream.step(Input::Replayed(message));
         actions.extend(stream.step(Input::ReplayEnded));
         let who = Who { slot, key, name: key.to_string() };
-        assert!(app.act(&who, &stream, &actions, &mut Aside::default(), false));
+        assert!(app.act(&who, &stream, &actions, None, false));
     }
     assert_eq!(app.checkpoints().iter().map(|(key, _)| *key).collect::<Vec<_>>(), [key(), other]);
     let mut connection = store.connection().await.unwrap();

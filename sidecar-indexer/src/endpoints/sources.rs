@@ -4,6 +4,7 @@
 //! those in use, rank offsets included, hosts as given to the engine: `tcp://*:5557`. `{}`: no rank publishes.
 
 use super::{Events, Hub, Key, Sockets, Wanted, file};
+use crate::answer;
 use crate::config::IP;
 use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
@@ -128,17 +129,11 @@ pub async fn follow(hub: Hub, client: reqwest::Client, address: SocketAddr, mut 
 
 /// `None`: the engine is too old to know the question.
 async fn ask(client: &reqwest::Client, url: &str, address: SocketAddr) -> Result<Option<Sources>> {
-    let mut response = client.get(url).timeout(PATIENCE).send().await?;
+    let response = client.get(url).timeout(PATIENCE).send().await?;
     if response.status() == StatusCode::NOT_FOUND {
         return Ok(None);
     }
-    response = response.error_for_status()?;
-    let mut answer = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        ensure!(answer.len() + chunk.len() <= LIMIT, "its answer is longer than {LIMIT} bytes");
-        answer.extend_from_slice(&chunk);
-    }
-    read(&answer, address).map(Some)
+    read(&answer::body(response.error_for_status()?, LIMIT).await?, address).map(Some)
 }
 
 #[cfg(test)]

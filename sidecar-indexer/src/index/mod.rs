@@ -6,9 +6,10 @@
 //! **Invariants:** a block is resident on a tier while more copies were stored there than removed; a block whose
 //! parent is unknown waits, outside the tree, until the parent is stored; a block that holds a token whose bytes are
 //! unknown, or was generated with tokens that no prompt will have ([`crate::canonical`]), and all after it, are counted
-//! but stay outside the tree. The number of blocks is bounded ([`room`]): beyond the bound the coldest are forgotten, so
-//! the table undercounts.
+//! but stay outside the tree. The number of blocks, with those put [`aside`], is bounded ([`room`]): beyond the bound
+//! the coldest are forgotten, so the table undercounts.
 
+mod aside;
 #[cfg(test)]
 mod check;
 mod endpoint;
@@ -29,6 +30,7 @@ use crate::events::Event;
 use crate::tokens::Vocabulary;
 use affinity::page::PageEntry;
 use affinity::{Fingerprint, Slot, Stride, Tier};
+use aside::Asides;
 use endpoint::{Copies, Endpoint};
 use holder::Keeper;
 pub use snapshot::{Holdings, RestoreError};
@@ -41,7 +43,7 @@ use tree::Tree;
 pub struct Options {
     /// Distance between fingerprints.
     pub stride: Stride,
-    /// At most this many blocks over all endpoints, and as many distinct ones.
+    /// At most this many blocks over all endpoints, in the index and put aside, and as many distinct ones in the index.
     pub max_blocks: usize,
     /// Tiers whose events count.
     pub tiers: Vec<Tier>,
@@ -59,6 +61,8 @@ pub struct Stats {
     pub unmatchable: usize,
     /// Distinct blocks in the tree.
     pub nodes: usize,
+    /// Blocks put aside, which are not in the index.
+    pub aside: usize,
     /// Blocks forgotten or left out because the index was full, since the start.
     pub evicted: u64,
 }
@@ -69,6 +73,7 @@ pub struct Index {
     tree: Tree,
     /// By [`Keeper::index`].
     endpoints: Vec<Option<Box<Endpoint>>>,
+    asides: Asides,
     stats: Stats,
     /// One block's bytes and fingerprints.
     spelled: Vec<u8>,
@@ -83,6 +88,7 @@ impl Index {
             tree: Tree::new(options.stride, epoch),
             options,
             endpoints: Vec::new(),
+            asides: Asides::default(),
             stats: Stats::default(),
             spelled: Vec::new(),
             prints: Vec::new(),
@@ -108,6 +114,7 @@ impl Index {
 
     /// Forgets an endpoint. Costs what it held.
     pub fn retire(&mut self, slot: Slot) {
+        self.forget_aside(slot);
         for of in Keeper::both(slot) {
             self.forget(of);
             if let Some(place) = self.endpoints.get_mut(of.index()) {
@@ -164,7 +171,7 @@ impl Index {
     /// Totals.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { nodes: self.tree.len(), ..self.stats }
+        Stats { nodes: self.tree.len(), aside: self.asides.blocks(), ..self.stats }
     }
 
     /// Memory in use, in bytes, estimated. Goes through all blocks.
@@ -172,6 +179,7 @@ impl Index {
     pub fn bytes(&self) -> usize {
         let endpoints = self.endpoints.iter().flatten();
         self.tree.bytes()
+            + self.asides.bytes()
             + allocated::<Option<Box<Endpoint>>>(self.endpoints.capacity())
             + endpoints.map(|e| size_of::<Endpoint>() + e.bytes()).sum::<usize>()
     }

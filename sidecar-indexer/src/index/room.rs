@@ -3,7 +3,8 @@
 //! Forgetting a block is an undercount: later removals of it mean nothing, and what is stored after it waits for it. Of the
 //! tree, the coldest leaf goes: the run that was not stored into, or below, for the longest time, on all endpoints.
 //! Blocks outside the tree have shares: of the unmatchable, which nothing can be known about, those of the endpoint with
-//! the most go together; of the orphans of an endpoint, the oldest. Where nothing else is left, these go wholly.
+//! the most go together; of the orphans of an endpoint, the oldest. Where nothing else is left, these go wholly. What is put
+//! aside goes before all of these.
 
 use super::Index;
 use super::holder::Keeper;
@@ -15,6 +16,7 @@ impl Index {
         if self.stats.unmatchable * 2 > most {
             self.forget_unmatchable();
         }
+        while self.stats.blocks + self.asides.blocks() >= most && self.drop_aside() {}
         while self.stats.blocks >= most || self.tree.len() >= most {
             match self.tree.coldest(except) {
                 Some(coldest) => self.evict(coldest),

@@ -93,6 +93,9 @@ pub enum RestoreError {
     /// It contradicts itself.
     #[error("the snapshot is not consistent")]
     Inconsistent,
+    /// There is nothing to put back any more.
+    #[error("they were dropped, as the index was full; see max_blocks")]
+    Dropped,
     /// It holds more than may be kept.
     #[error("the snapshot holds more blocks than max_blocks leaves room for")]
     TooLarge,
@@ -109,6 +112,16 @@ impl Holdings {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Room that it needs in an index, in blocks.
+    pub(super) fn needs(&self) -> usize {
+        self.parts.iter().map(Part::needs).sum()
+    }
+
+    /// Memory that it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.parts.iter().map(Part::bytes).sum()
     }
 }
 
@@ -146,7 +159,8 @@ impl Index {
             return Err(RestoreError::Inconsistent);
         }
         let most = self.options.max_blocks;
-        let needed: usize = holdings.parts.iter().map(Part::needs).sum();
+        let needed = holdings.needs();
+        while self.stats.blocks + self.asides.blocks() + needed > most && self.drop_aside() {}
         while self.stats.blocks + needed > most || self.tree.len() + needed > most {
             let coldest = self.tree.coldest(NO_RUN).filter(|_| needed <= most);
             self.evict(coldest.ok_or(RestoreError::TooLarge)?);
@@ -341,6 +355,13 @@ impl Part {
         runs + self.unmatchable.len() + self.orphans.len()
     }
 
+    fn bytes(&self) -> usize {
+        let runs: usize = self.runs.iter().map(Held::bytes).sum();
+        let orphans: usize = self.orphans.iter().map(|o| size_of::<Waiting>() + o.tokens.len() * 4).sum();
+        let tails: usize = self.tails.iter().map(|(_, _, tokens)| 48 + tokens.len() * 4).sum();
+        runs + orphans + tails + size_of_val(&*self.more) + size_of_val(&*self.unmatchable)
+    }
+
     fn is_consistent(&self, stride: u64) -> bool {
         let mut hashes = HashSet::new();
         // Bytes before each run.
@@ -379,6 +400,11 @@ impl Part {
 }
 
 impl Held {
+    fn bytes(&self) -> usize {
+        let words = self.states.len() + self.prints.len() + self.hashes.len();
+        size_of::<Self>() + words * 8 + (self.ends.len() + self.digests.len()) * 2
+    }
+
     fn is_consistent(&self, start: u64, stride: u64) -> bool {
         let n = self.states.len();
         let held = self.masks.iter().fold(0, |all, mask| all | mask);

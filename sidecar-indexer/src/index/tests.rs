@@ -16,7 +16,7 @@ const STRIDE: u32 = 8;
 const SPELLING: [&str; 6] = ["a", "b", "ab", "", "abababababab", "ba"];
 const ENDPOINTS: [&str; 4] = ["m", "m", "m", "n"];
 
-fn vocabulary() -> Arc<Vocabulary> {
+pub(super) fn vocabulary() -> Arc<Vocabulary> {
     let added: serde_json::Map<_, _> = SPELLING
         .iter()
         .enumerate()
@@ -396,7 +396,7 @@ proptest! {
     }
 }
 
-fn small_index(max_blocks: usize) -> Index {
+pub(super) fn small_index(max_blocks: usize) -> Index {
     let options = Options { stride: Stride::new(STRIDE).unwrap(), max_blocks, tiers: vec![Tier::Gpu] };
     let mut index = Index::new(options, 1);
     index.add(Slot(0), "m", &vocabulary(), false);
@@ -404,7 +404,7 @@ fn small_index(max_blocks: usize) -> Index {
 }
 
 /// One block of 12 bytes for each hash.
-fn sequence(hashes: &[u64], parent: Option<u64>) -> Stored<'_> {
+pub(super) fn sequence(hashes: &[u64], parent: Option<u64>) -> Stored<'_> {
     const TOKENS: [u32; 100] = [4; 100];
     Stored { parent, tokens: &TOKENS[..hashes.len()], block_size: 1, ..stored(hashes, Tier::Gpu) }
 }

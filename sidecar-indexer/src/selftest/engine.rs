@@ -5,6 +5,7 @@
 //! same for all but the chats of gpt-oss. One request at a time, some six in ten minutes.
 
 use super::Difference;
+use crate::answer::{self, TooLarge};
 use crate::app::App;
 use crate::models::Verdict;
 use crate::tokens::Vocabulary;
@@ -233,7 +234,7 @@ async fn ask(client: &Client, address: &str, probe: &Probe, harmony: bool) -> Re
 /// An answer; `None` where there is no such path, or it is switched off.
 async fn post(client: &Client, address: &str, path: &str, body: &Value) -> Result<Option<Value>, Untested> {
     let failed = |error: reqwest::Error| Untested::Unreachable(format!("{path}: {error}"));
-    let mut response = client.post(format!("http://{address}{path}")).json(body).send().await.map_err(failed)?;
+    let response = client.post(format!("http://{address}{path}")).json(body).send().await.map_err(failed)?;
     let status = response.status();
     // 403 is vLLM's answer without `--enable-scale-out`.
     const ABSENT: [StatusCode; 4] =
@@ -244,13 +245,10 @@ async fn post(client: &Client, address: &str, path: &str, body: &Value) -> Resul
     if !status.is_success() {
         return Err(Untested::Refused(format!("{path} answers {status}")));
     }
-    let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(failed)? {
-        if text.len() + chunk.len() > LIMIT {
-            return Err(Untested::Refused(format!("{path} answers more than {LIMIT} bytes")));
-        }
-        text.extend_from_slice(&chunk);
-    }
+    let text = answer::body(response, LIMIT).await.map_err(|error| match error.is::<TooLarge>() {
+        true => Untested::Refused(format!("{path}: {error}")),
+        false => Untested::Unreachable(format!("{path}: {error}")),
+    })?;
     serde_json::from_slice(&text).map(Some).map_err(|_| Untested::Refused(format!("{path} answers no JSON")))
 }
 

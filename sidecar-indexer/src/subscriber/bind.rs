@@ -1,10 +1,11 @@
 //! Bind mode: engines dial in, and the topic of their messages says who they are.
 //!
 //! The library says of a bound socket neither who sent a message nor who is gone, and both count: a stream is that of
-//! one process. So every call that comes in is passed on, byte by byte, to a subscription of its own, whose messages
+//! one process. So every call that comes in is passed on ([`super::relay`]) to a subscription of its own, whose messages
 //! are those of one process and whose end is that process's, or its connection's. What a disconnect means is then the
 //! same as where we connect.
 
+use super::relay::Relay;
 use super::wire::{Subscription, Wire};
 use crate::app::App;
 use crate::events;
@@ -13,15 +14,16 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use zeromq::ZmqMessage;
 
 /// Calls at a time; more wait in the listener's queue.
 const CALLS: usize = 4096;
 /// Unknown topics that are logged; more are counted only.
 const LOGGED: usize = 64;
+/// For a caller to say that it is a publisher. When it will have something to publish nobody can tell.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A peer that says nothing for so long is asked whether it is there, and given up after three more of the second.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
@@ -31,6 +33,7 @@ pub struct Dialled {
     /// What it began with.
     first: Option<ZmqMessage>,
     topic: Bytes,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Wire for Dialled {
@@ -137,10 +140,9 @@ pub async fn answer(app: Arc<App>, listener: TcpListener, board: Arc<Switchboard
             Ok((caller, from)) => {
                 let (app, board) = (app.clone(), board.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = connect(&app, &board, caller, from).await {
+                    if let Err(error) = connect(&app, &board, caller, from, place).await {
                         tracing::debug!(%from, %error, "a call failed");
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -151,40 +153,32 @@ pub async fn answer(app: Arc<App>, listener: TcpListener, board: Arc<Switchboard
     }
 }
 
-/// Passes a call on until it ends.
-async fn connect(app: &App, board: &Switchboard, mut caller: TcpStream, from: SocketAddr) -> anyhow::Result<()> {
+/// Passes a call on to whom it is for.
+async fn connect(
+    app: &Arc<App>,
+    board: &Switchboard,
+    caller: TcpStream,
+    from: SocketAddr,
+    place: OwnedSemaphorePermit,
+) -> anyhow::Result<()> {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1).with_retries(3);
     socket2::SockRef::from(&caller).set_tcp_keepalive(&keepalive)?;
     caller.set_nodelay(true)?;
-    let inside = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let url = format!("tcp://{}", inside.local_addr()?);
-    let relay = async move {
-        let (mut ours, _) = inside.accept().await?;
-        drop(inside);
-        ours.set_nodelay(true)?;
-        copy_bidirectional(&mut caller, &mut ours).await
-    };
-    let listen = async {
-        let mut subscription = Subscription::connect(&url).await?;
-        let Some(first) = subscription.next().await else { return Ok(()) };
-        let topic = first.get(0).cloned().unwrap_or_default();
-        let rank = first.get(first.len().saturating_sub(1)).and_then(|payload| events::decode(payload).ok()?.rank);
-        match board.line(&topic, rank) {
-            Some(line) => {
-                let _ = line.send(Dialled { subscription, first: Some(first), topic }).await;
-            }
-            None => {
-                app.metrics.unknown_topic();
-                if board.is_news(&topic) {
-                    let topic = String::from_utf8_lossy(&topic);
-                    tracing::warn!(%from, %topic, ?rank, "an engine dials in under a topic that names no endpoint");
-                }
+    let mut subscription = Subscription::over(Relay::start(app, from.to_string(), caller).await?, PATIENCE).await?;
+    let Some(first) = subscription.next().await else { return Ok(()) };
+    let topic = first.get(0).cloned().unwrap_or_default();
+    let rank = first.get(first.len().saturating_sub(1)).and_then(|payload| events::decode(payload).ok()?.rank);
+    match board.line(&topic, rank) {
+        Some(line) => {
+            let _ = line.send(Dialled { subscription, first: Some(first), topic, _place: place }).await;
+        }
+        None => {
+            app.metrics.unknown_topic();
+            if board.is_news(&topic) {
+                let topic = String::from_utf8_lossy(&topic);
+                tracing::warn!(%from, %topic, ?rank, "an engine dials in under a topic that names no endpoint");
             }
         }
-        Ok(())
-    };
-    // The relay lives as long as the subscription, wherever that goes.
-    let (relayed, listened): (std::io::Result<_>, anyhow::Result<()>) = tokio::join!(relay, listen);
-    relayed?;
-    listened
+    }
+    Ok(())
 }

@@ -1,15 +1,17 @@
 //! An endpoint's event stream over ZeroMQ: subscription, replays, audits, and asking company.
 
 pub mod bind;
+mod relay;
 mod replay;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use crate::app::{App, Aside, Who};
+use crate::app::{App, Who};
 use crate::company::{Company, Offer};
 use crate::endpoints::Key;
 use crate::events::{Batch, DecodeError};
+use crate::index::Holdings;
 use crate::stream::{Action, Input, Reason, Stream};
 use affinity::Slot;
 use bind::Dialled;
@@ -97,9 +99,14 @@ impl Note {
         self.app.metrics.unreadable(&self.endpoint);
     }
 
-    fn unreached(&self, url: &str, error: &zeromq::ZmqError, slot: Slot) {
+    fn unreached(&self, url: &str, error: &anyhow::Error, slot: Slot) {
         let (endpoint, siblings) = (&self.endpoint, self.app.state().fleet.has_live_sibling(slot));
-        tracing::warn!(endpoint, url, %error, "its events cannot be connected to; only placements predict what it holds");
+        tracing::warn!(
+            endpoint,
+            url,
+            error = format!("{error:#}"),
+            "its events cannot be connected to; only placements predict what it holds"
+        );
         if siblings {
             tracing::warn!(
                 endpoint,
@@ -134,8 +141,6 @@ struct Follower {
     who: Who,
     note: Note,
     stream: Stream<Batch>,
-    /// Holdings that are not in the index.
-    aside: Aside,
     told: watch::Receiver<Told>,
     /// Asks for a replay from a number on, after a while.
     ask: Box<dyn Fn(u64, Duration) -> Option<Replay> + Send + Sync>,
@@ -169,7 +174,6 @@ impl Follower {
             told,
             app: app.clone(),
             company: company.clone(),
-            aside: Aside::default(),
             ask: Box::new(ask),
             replay: None,
             auditing: false,
@@ -186,7 +190,7 @@ impl Follower {
             "following the event stream crashed, as logged before; it is forgotten and begun anew"
         );
         let clear = [Action::Clear(Reason::Crashed)];
-        let _ = self.app.act(&self.who, &Stream::new(false, false), &clear, &mut Aside::default(), false);
+        let _ = self.app.act(&self.who, &Stream::new(false, false), &clear, None, false);
     }
 
     /// Connects, again and again.
@@ -194,7 +198,7 @@ impl Follower {
         let mut backoff = BACKOFF.0;
         let mut unreached = Unreached::default();
         loop {
-            match Subscription::connect(url).await {
+            match Subscription::connect(&self.app, &self.who.name, url).await {
                 Ok(mut subscription) => {
                     unreached = Unreached::default();
                     let since = Instant::now();
@@ -204,7 +208,7 @@ impl Follower {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(endpoint = self.note.endpoint, %error, "cannot subscribe");
+                    tracing::debug!(endpoint = self.note.endpoint, error = format!("{error:#}"), "cannot subscribe");
                     if unreached.is_news(Instant::now()) {
                         self.note.unreached(url, &error, self.who.slot);
                     }
@@ -253,9 +257,8 @@ impl Follower {
                 input = next_replayed(&mut self.replay) => self.replayed(input),
                 offer = sought(&mut self.seeking) => {
                     self.seeking = None;
-                    let checkpoint = offer.as_ref().map(|offer| offer.checkpoint);
-                    self.aside.offered = offer.map(|offer| offer.holdings);
-                    self.step(Input::Offered(checkpoint), false)
+                    let (checkpoint, holdings) = offer.map(|offer| (offer.checkpoint, offer.holdings)).unzip();
+                    self.take(Input::Offered(checkpoint), holdings, false)
                 }
                 frames = wire.next() => match frames {
                     Some(frames) => {
@@ -299,13 +302,18 @@ impl Follower {
         keep
     }
 
-    /// Takes an input and does what it leads to. False if the connection is to be made anew.
     fn step(&mut self, input: Input<Batch>, live: bool) -> bool {
+        self.take(input, None, live)
+    }
+
+    /// Takes an input, with holdings where company has some, and does what it leads to. False if the connection is to be
+    /// made anew.
+    fn take(&mut self, input: Input<Batch>, offered: Option<Holdings>, live: bool) -> bool {
         let was_in_sync = self.stream.in_sync();
         let mut actions = self.stream.step(input);
-        if !self.app.act(&self.who, &self.stream, &actions, &mut self.aside, live) {
+        if !self.app.act(&self.who, &self.stream, &actions, offered, live) {
             actions = self.stream.step(Input::NotRestored);
-            let _ = self.app.act(&self.who, &self.stream, &actions, &mut self.aside, live);
+            let _ = self.app.act(&self.who, &self.stream, &actions, None, live);
         }
         let mut keep = true;
         for action in &actions {

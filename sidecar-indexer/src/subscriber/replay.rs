@@ -1,7 +1,8 @@
 //! Replays: an engine's past messages, asked for over a DEALER socket.
 
 use super::Note;
-use super::wire::{options, read};
+use super::relay::{Relay, dial};
+use super::wire::{CONNECT_TIMEOUT, options, read};
 use crate::events::Batch;
 use crate::stream::{Input, Message};
 use bytes::Bytes;
@@ -72,14 +73,19 @@ impl Drop for Replay {
 
 /// Asks for messages and passes them on, until the end was seen or nobody listens.
 async fn ask(url: &str, note: &Note, from: u64, messages: &mpsc::Sender<Message<Batch>>) -> anyhow::Result<()> {
-    let mut socket = DealerSocket::with_options(options());
-    socket.connect(url).await?;
+    let engine = dial(url, CONNECT_TIMEOUT).await?;
+    let mut relay = Relay::start(&note.app, format!("{}, {url}", note.endpoint), engine).await?;
+    let mut socket = DealerSocket::with_options(options(CONNECT_TIMEOUT));
+    socket.connect(&relay.url).await?;
     let mut request = ZmqMessage::from(Bytes::new());
     request.push_back(Bytes::copy_from_slice(&from.to_be_bytes()));
     socket.send(request).await?;
     loop {
-        let frames = tokio::time::timeout(SILENCE, socket.recv()).await;
-        let frames = frames.map_err(|_| anyhow::anyhow!("no answer for {} s", SILENCE.as_secs()))??;
+        let frames = tokio::select! {
+            received = socket.recv() => received?,
+            refused = relay.refused() => return Err(refused.into()),
+            () = tokio::time::sleep(SILENCE) => anyhow::bail!("no answer for {} s", SILENCE.as_secs()),
+        };
         let Some(message) = read(&frames, note) else {
             anyhow::bail!("an answer has no sequence number and payload; is this the engine's replay port?")
         };

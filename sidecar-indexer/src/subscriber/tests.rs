@@ -62,10 +62,13 @@ fn follower(history: Arc<Mutex<Vec<ZmqMessage>>>) -> (Follower, mpsc::UnboundedR
     let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
     let app = app(address);
     let key = Key { address, rank: None };
-    let (told, note) = (app.told(SLOT).unwrap(), Note { app: app.clone(), endpoint: key.to_string() });
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let events = Events::Connect(String::new());
+    let source = Source { slot: SLOT, key, events, replay: Some(String::new()) };
+    let mut follower = Follower::new(&app, &company, &source, app.told(SLOT).unwrap());
     let (asked, requests) = mpsc::unbounded_channel();
-    let noting = note.clone();
-    let ask = move |from, delay| {
+    let noting = follower.note.clone();
+    follower.ask = Box::new(move |from, delay| {
         let (asked, history, note) = (asked.clone(), history.lock().unwrap().clone(), noting.clone());
         Some(Replay::of(move |messages| async move {
             tokio::time::sleep(delay).await;
@@ -77,22 +80,7 @@ fn follower(history: Arc<Mutex<Vec<ZmqMessage>>>) -> (Follower, mpsc::UnboundedR
             }
             true
         }))
-    };
-    let follower = Follower {
-        company: Arc::new(Company::new(app.clone(), &[], None, 0).unwrap()),
-        who: Who { slot: SLOT, key, name: key.to_string() },
-        stream: Stream::new(true, false),
-        note,
-        told,
-        app,
-        aside: Aside::default(),
-        ask: Box::new(ask),
-        replay: None,
-        auditing: false,
-        seeking: None,
-        pace: Pace::default(),
-        audits: Audits::new(),
-    };
+    });
     (follower, requests)
 }
 
@@ -293,13 +281,18 @@ async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_whe
 
 /// As far as an engine's publisher goes before its first message.
 async fn greet(call: &mut TcpStream) {
+    greet_as(call, "PUB").await;
+}
+
+/// As a socket of this type.
+async fn greet_as(call: &mut TcpStream, kind: &str) {
     let mut greeting = vec![0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0x7F, 3, 0];
     greeting.extend(b"NULL");
     greeting.resize(64, 0);
     call.write_all(&greeting).await.unwrap();
-    let ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03PUB";
+    let ready = [b"\x05READY\x0bSocket-Type\x00\x00\x00", &[kind.len() as u8][..], kind.as_bytes()].concat();
     call.write_all(&[4, ready.len() as u8]).await.unwrap();
-    call.write_all(ready).await.unwrap();
+    call.write_all(&ready).await.unwrap();
 }
 
 /// A message on its way.
@@ -319,7 +312,7 @@ async fn hung_up(call: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn a_frame_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
+async fn a_command_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
     let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
     let app = app(address);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -331,8 +324,8 @@ async fn a_frame_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
     greet(&mut call).await;
     send(&mut call, &frames("", 0, 0)).await;
     assert!(held(&app, 1).await);
-    // Its length is 2^63.
-    call.write_all(&[2, 0x80, 0, 0, 0, 0, 0, 0, 0]).await.unwrap();
+    // A command without a name.
+    call.write_all(&[4, 0]).await.unwrap();
     assert!(held(&app, 0).await, "what was held is forgotten");
     let (mut call, _) = listener.accept().await.unwrap();
     greet(&mut call).await;
@@ -341,6 +334,82 @@ async fn a_frame_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
     let page = app.metrics.page();
     assert!(page.contains(r#"stream_clears_total{endpoint="10.0.0.1:8000",reason="crashed"} 1"#), "{page}");
     following.abort();
+}
+
+/// A frame's header that claims 2^46 bytes.
+const HUGE: [u8; 9] = [2, 0, 0, 0x40, 0, 0, 0, 0, 0];
+
+#[tokio::test]
+async fn an_engine_that_announces_too_much_is_hung_up_on_and_connected_to_again() {
+    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
+    let app = app(address);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: Events::Connect(url), replay: None };
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let following = tokio::spawn(follow(app.clone(), company, source));
+    let (mut call, _) = listener.accept().await.unwrap();
+    greet(&mut call).await;
+    send(&mut call, &frames("", 0, 0)).await;
+    assert!(held(&app, 1).await);
+    call.write_all(&HUGE).await.unwrap();
+    assert!(hung_up(&mut call).await);
+    assert!(held(&app, 0).await, "what was held is forgotten");
+    let (mut call, _) = listener.accept().await.unwrap();
+    greet(&mut call).await;
+    // Many frames that are small each.
+    let frame = [&[3, 0, 0, 0, 0, 1, 0, 0, 0][..], &vec![0; 1 << 24]].concat();
+    let flood = async { while call.write_all(&frame).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(10), flood).await.unwrap();
+    let (mut call, _) = listener.accept().await.unwrap();
+    greet(&mut call).await;
+    send(&mut call, &frames("", 0, 0)).await;
+    assert!(held(&app, 1).await, "it is followed again");
+    let page = app.metrics.page();
+    assert!(page.contains("warmpath_event_peers_refused_total 2") && !page.contains("crashed"), "{page}");
+    following.abort();
+}
+
+#[tokio::test]
+async fn a_replay_that_announces_too_much_has_failed() {
+    let (follower, _) = follower(Arc::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let mut replay = Replay::start(url, follower.note.clone(), 0, Duration::ZERO);
+    let (mut call, _) = listener.accept().await.unwrap();
+    greet_as(&mut call, "ROUTER").await;
+    send(&mut call, &frames("", 0, 0)).await;
+    assert!(matches!(replay.next().await, Input::Replayed(_)));
+    call.write_all(&HUGE).await.unwrap();
+    let start = Instant::now();
+    assert_eq!(replay.next().await, Input::ReplayFailed);
+    assert!(start.elapsed() < Duration::from_secs(5), "not by silence");
+}
+
+#[tokio::test]
+async fn callers_that_announce_too_much_are_hung_up_on() {
+    let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let answering = tokio::spawn(bind::answer(app.clone(), listener, board));
+    let mut call = TcpStream::connect(at).await.unwrap();
+    greet(&mut call).await;
+    call.write_all(&HUGE).await.unwrap();
+    assert!(hung_up(&mut call).await);
+    assert!(app.metrics.page().contains("warmpath_event_peers_refused_total 1"));
+    answering.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_do_not_say_who_they_are_are_hung_up_on() {
+    let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let answering = tokio::spawn(bind::answer(app, listener, board));
+    let mut call = TcpStream::connect(at).await.unwrap();
+    let end = async { while call.read(&mut [0; 100]).await.is_ok_and(|read| read > 0) {} };
+    tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();
+    answering.abort();
 }
 
 #[tokio::test]

@@ -1,15 +1,19 @@
 //! One subscription, and how its messages are read.
 
 use super::Note;
+use super::relay::{Relay, dial};
+use crate::app::App;
 use crate::events::{self, Batch, Event};
 use crate::stream::Message;
+use anyhow::Result;
 use futures::StreamExt;
 use std::hash::Hasher;
+use std::sync::Arc;
 use std::time::Duration;
 use zeromq::{Socket, SocketEvent, SocketOptions, SocketRecv, SubSocket, ZmqMessage};
 
-/// The library retries refused connections slowly; a short limit leaves the retrying to us.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// For an engine to answer, and again for what both say first.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where live messages come from. One wire carries those of one process.
 pub(super) trait Wire: Send {
@@ -17,25 +21,31 @@ pub(super) trait Wire: Send {
     fn next(&mut self) -> impl Future<Output = Option<ZmqMessage>> + Send;
 }
 
-/// A connected subscription. The library reconnects by itself, silently: dropped when its monitor reports a
-/// disconnect, messages of two connections never mix, as after a disconnect the library waits 100 ms before it
-/// connects again, and the monitor is looked at before any message.
+/// A connected subscription: the messages of one connection, as the relay that the library would reconnect to takes one.
 ///
 /// It queues nothing: what is not read waits in the kernel's buffers and then at the engine, which drops what is too
 /// much.
 pub(super) struct Subscription {
     socket: SubSocket,
     monitor: futures::channel::mpsc::Receiver<SocketEvent>,
+    /// Hangs up when dropped.
+    _relay: Relay,
 }
 
 impl Subscription {
-    /// Subscribes to all topics.
-    pub(super) async fn connect(url: &str) -> zeromq::ZmqResult<Self> {
-        let mut socket = SubSocket::with_options(options());
+    /// Subscribes to all topics of a publisher. `name`: its endpoint's, for the log.
+    pub(super) async fn connect(app: &Arc<App>, name: &str, url: &str) -> Result<Self> {
+        let publisher = dial(url, CONNECT_TIMEOUT).await?;
+        Self::over(Relay::start(app, format!("{name}, {url}"), publisher).await?, CONNECT_TIMEOUT).await
+    }
+
+    /// Subscribes to all topics of who is connected already, and has so long to say who it is.
+    pub(super) async fn over(relay: Relay, patience: Duration) -> Result<Self> {
+        let mut socket = SubSocket::with_options(options(patience));
         let monitor = socket.monitor();
         socket.subscribe("").await?;
-        socket.connect(url).await?;
-        Ok(Self { socket, monitor })
+        socket.connect(&relay.url).await?;
+        Ok(Self { socket, monitor, _relay: relay })
     }
 }
 
@@ -56,9 +66,9 @@ impl Wire for Subscription {
 }
 
 /// What all our sockets have in common.
-pub(super) fn options() -> SocketOptions {
+pub(super) fn options(patience: Duration) -> SocketOptions {
     let mut options = SocketOptions::default();
-    options.connect_timeout(CONNECT_TIMEOUT);
+    options.connect_timeout(patience);
     options
 }
 

@@ -1,0 +1,169 @@
+//! Holdings put aside: of streams in doubt, until they are proved.
+//!
+//! They count as the blocks that they would take in the index, so that its bound is one for both. Beyond it the oldest goes
+//! first: its stream replays from the start then.
+
+use super::{Holdings, Index, RestoreError};
+use affinity::Slot;
+use std::collections::BTreeMap;
+
+/// Holdings that are not in the index.
+#[derive(Default)]
+pub(super) struct Asides {
+    /// And how many were put aside before.
+    by_slot: BTreeMap<Slot, (u64, Holdings)>,
+    blocks: usize,
+    count: u64,
+}
+
+impl Asides {
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.by_slot.values().map(|(_, holdings)| holdings.bytes()).sum()
+    }
+
+    fn put(&mut self, slot: Slot, holdings: Holdings) {
+        self.take(slot);
+        self.blocks += holdings.needs();
+        self.count += 1;
+        self.by_slot.insert(slot, (self.count, holdings));
+    }
+
+    fn take(&mut self, slot: Slot) -> Option<Holdings> {
+        let (_, holdings) = self.by_slot.remove(&slot)?;
+        self.blocks -= holdings.needs();
+        Some(holdings)
+    }
+
+    fn oldest(&self) -> Option<Slot> {
+        self.by_slot.iter().min_by_key(|(_, (count, _))| *count).map(|(slot, _)| *slot)
+    }
+}
+
+impl Index {
+    /// Puts aside what an endpoint holds, in place of what was put aside of it before.
+    pub fn put_aside(&mut self, slot: Slot) {
+        let holdings = self.snapshot(slot);
+        self.clear(slot);
+        match holdings {
+            Some(holdings) => self.adopt_aside(slot, holdings),
+            None => self.forget_aside(slot),
+        };
+    }
+
+    /// Takes holdings from elsewhere as those put aside of an endpoint.
+    pub fn adopt_aside(&mut self, slot: Slot, holdings: Holdings) -> bool {
+        self.asides.put(slot, holdings);
+        // Others that are in doubt go first, then what is coldest, as it would to put these back.
+        while self.stats.blocks + self.asides.blocks() > self.options.max_blocks {
+            let only = self.asides.oldest() == Some(slot);
+            let room = self.asides.blocks() <= self.options.max_blocks;
+            match self.tree.coldest(super::runs::NO_RUN).filter(|_| only && room) {
+                Some(coldest) => self.evict(coldest),
+                None if self.drop_aside() => {}
+                None => break,
+            }
+        }
+        self.asides.by_slot.contains_key(&slot)
+    }
+
+    /// Puts back what was put aside of an endpoint; what it holds now is forgotten.
+    ///
+    /// # Errors
+    /// When it does not fit, or was dropped to make room; the endpoint holds nothing then.
+    pub fn restore_aside(&mut self, slot: Slot) -> Result<(), RestoreError> {
+        match self.asides.take(slot) {
+            Some(holdings) => self.restore(slot, &holdings),
+            None => {
+                self.clear(slot);
+                Err(RestoreError::Dropped)
+            }
+        }
+    }
+
+    /// Forgets what was put aside of an endpoint, if anything was.
+    pub fn forget_aside(&mut self, slot: Slot) -> bool {
+        self.asides.take(slot).is_some()
+    }
+
+    /// Drops the oldest.
+    pub(super) fn drop_aside(&mut self) -> bool {
+        let oldest = self.asides.oldest().and_then(|slot| self.asides.take(slot));
+        self.stats.evicted += oldest.as_ref().map_or(0, Holdings::len) as u64;
+        oldest.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{Event, Stored};
+    use crate::index::tests::{sequence, small_index, vocabulary};
+
+    /// An index for 10 blocks, and three endpoints that hold some of their own.
+    fn index(held: [&'static [u64]; 3]) -> Index {
+        let mut index = small_index(10);
+        for (slot, hashes) in (0..).map(Slot).zip(held) {
+            index.add(slot, "m", &vocabulary(), false);
+            store(&mut index, slot, None, hashes);
+        }
+        index
+    }
+
+    fn store(index: &mut Index, slot: Slot, parent: Option<u64>, hashes: &'static [u64]) {
+        // Other contents for each.
+        let salt = Some(["a", "b", "c"][usize::from(slot.0)]);
+        index.apply(slot, &Event::Stored(Stored { salt, ..sequence(hashes, parent) }));
+        index.check();
+    }
+
+    #[test]
+    fn what_is_put_aside_counts_and_the_oldest_goes_first() {
+        let mut index = index([&[0, 1, 2], &[10, 11, 12], &[20, 21, 22]]);
+        index.put_aside(Slot(1));
+        index.put_aside(Slot(0));
+        assert_eq!((index.stats().blocks, index.stats().aside), (3, 6));
+        store(&mut index, Slot(2), Some(22), &[23]);
+        assert_eq!((index.stats().blocks, index.stats().aside), (4, 6), "there is room for one");
+        store(&mut index, Slot(2), Some(23), &[24]);
+        assert_eq!((index.stats().blocks, index.stats().aside, index.stats().evicted), (5, 3, 3));
+        assert_eq!(index.restore_aside(Slot(1)), Err(RestoreError::Dropped));
+        assert_eq!(index.restore_aside(Slot(0)), Ok(()));
+        index.check();
+        assert_eq!((index.stats().blocks, index.stats().aside), (8, 0));
+        assert_eq!(index.restore_aside(Slot(0)), Err(RestoreError::Dropped), "it was put back");
+    }
+
+    #[test]
+    fn what_is_put_back_takes_the_place_of_what_is_in_doubt_before_that_of_what_is_true() {
+        let mut index = index([&[0, 1, 2, 3], &[10, 11, 12], &[]]);
+        let holdings = index.snapshot(Slot(0)).expect("it is there");
+        index.put_aside(Slot(1));
+        index.put_aside(Slot(0));
+        assert_eq!(index.stats().aside, 7);
+        assert!(index.adopt_aside(Slot(2), holdings), "the others make room");
+        assert_eq!((index.stats().blocks, index.stats().aside), (0, 8));
+        assert!(!index.forget_aside(Slot(1)), "it was the oldest");
+        index.retire(Slot(0));
+        assert_eq!(index.stats().aside, 4, "who leaves has nothing put aside");
+    }
+
+    #[test]
+    fn what_company_offers_to_a_full_index_takes_the_place_of_the_coldest() {
+        let mut index = index([&[0, 1, 2, 3], &[10, 11, 12], &[20, 21, 22]]);
+        let holdings = index.snapshot(Slot(0)).expect("it is there");
+        index.clear(Slot(0));
+        store(&mut index, Slot(2), Some(22), &[30, 31, 32]);
+        assert_eq!(index.stats().blocks, 9);
+        assert!(index.adopt_aside(Slot(0), holdings.clone()));
+        index.check();
+        assert_eq!((index.stats().blocks, index.stats().aside), (6, 4), "the second endpoint's were the coldest");
+        assert_eq!(index.restore_aside(Slot(0)), Ok(()));
+        let mut small = small_index(3);
+        assert!(!small.adopt_aside(Slot(0), holdings), "there can be no room for it");
+        assert_eq!(small.stats().aside, 0);
+    }
+}

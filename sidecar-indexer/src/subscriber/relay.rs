@@ -1,0 +1,261 @@
+//! Between an engine and the ZeroMQ library: what a peer claims is looked at before its bytes are passed on.
+//!
+//! The library (up to 0.7 at least) reserves as much memory as a frame's header says, and keeps all frames of a message
+//! until the last one has come: a few bytes from a peer could end the indexer. So it never speaks to a peer itself, only
+//! to a relay, over a connection of this machine to itself.
+
+use crate::app::App;
+use anyhow::{Context, Result};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::task::JoinHandle;
+use zeromq::Endpoint;
+
+/// Most bytes of a message. A step of an engine with a million tokens, each in five bytes, and a hash for each block,
+/// told of for each of eight cache groups, would have 50 MB; usual ones have some KB.
+pub const MESSAGE: u64 = 64 << 20;
+/// Most frames of a message. Engines send two to four.
+const FRAMES: usize = 64;
+/// What a peer begins with.
+const GREETING: u64 = 64;
+/// Bytes passed on at a time.
+const CHUNK: usize = 64 << 10;
+
+/// Why a peer is hung up on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("it announces a message of {0} bytes; {MESSAGE} are taken at most")]
+    TooLarge(u64),
+    #[error("a message of it has more than {FRAMES} frames")]
+    TooManyFrames,
+}
+
+/// Somebody to talk to.
+pub(super) trait Peer: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<P: AsyncRead + AsyncWrite + Send + Unpin> Peer for P {}
+
+/// Connects to `tcp://HOST:PORT` or `ipc://PATH`.
+pub(super) async fn dial(url: &str, patience: Duration) -> Result<Box<dyn Peer>> {
+    let connect = async {
+        Ok::<Box<dyn Peer>, anyhow::Error>(match url.parse()? {
+            Endpoint::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.to_string().as_str(), port)).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Endpoint::Ipc(path) => Box::new(UnixStream::connect(path.context("it names no path")?).await?),
+            _ => anyhow::bail!("it is neither tcp:// nor ipc://"),
+        })
+    };
+    tokio::time::timeout(patience, connect).await.context("it does not answer")?
+}
+
+/// Passes on what a peer and the library say to each other, until one of them hangs up or the peer claims too much.
+/// Dropping it hangs up on both.
+pub(super) struct Relay {
+    /// Where the library finds the peer.
+    pub(super) url: String,
+    task: Option<JoinHandle<Option<Refused>>>,
+}
+
+impl Relay {
+    /// `name`: the peer's, for the log.
+    pub(super) async fn start(app: &Arc<App>, name: String, peer: impl Peer + 'static) -> std::io::Result<Self> {
+        let inside = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let url = format!("tcp://{}", inside.local_addr()?);
+        let app = app.clone();
+        let task = tokio::spawn(async move {
+            let refused = pass(peer, inside).await.ok().flatten();
+            if let Some(error) = refused {
+                app.metrics.refused();
+                tracing::warn!(peer = name, %error, "hung up on a peer that is no engine, or out of its mind");
+            }
+            refused
+        });
+        Ok(Self { url, task: Some(task) })
+    }
+
+    /// Why the peer was hung up on; waits for ever if it was not.
+    pub(super) async fn refused(&mut self) -> Refused {
+        if let Some(task) = &mut self.task {
+            let ended = task.await;
+            self.task = None;
+            if let Ok(Some(refused)) = ended {
+                return refused;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn pass(peer: impl Peer, inside: TcpListener) -> std::io::Result<Option<Refused>> {
+    let (library, _) = inside.accept().await?;
+    drop(inside);
+    library.set_nodelay(true)?;
+    let (mut said, mut answers) = tokio::io::split(peer);
+    let (mut replies, mut heard) = library.into_split();
+    let checked = async {
+        let (mut claims, mut chunk) = (Claims::default(), vec![0; CHUNK]);
+        loop {
+            let read = said.read(&mut chunk).await?;
+            let bytes = chunk.get(..read).unwrap_or_default();
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            if let Err(refused) = claims.check(bytes) {
+                return Ok(Some(refused));
+            }
+            heard.write_all(bytes).await?;
+        }
+    };
+    tokio::select! {
+        ended = checked => ended,
+        ended = tokio::io::copy(&mut replies, &mut answers) => ended.map(|_| None),
+    }
+}
+
+/// What a peer has said so far (ZMTP 3).
+#[derive(Debug)]
+struct Claims {
+    state: State,
+    /// Bytes and frames of the message that has begun.
+    bytes: u64,
+    frames: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// So many bytes of a greeting or a body are to come.
+    Body(u64),
+    Flags,
+    /// So many bytes of a frame's length are to come.
+    Length {
+        flags: u8,
+        left: u8,
+        length: u64,
+    },
+}
+
+const MORE: u8 = 1;
+const LONG: u8 = 2;
+const COMMAND: u8 = 4;
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self { state: State::Body(GREETING), bytes: 0, frames: 0 }
+    }
+}
+
+impl Claims {
+    /// Takes what comes next.
+    fn check(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
+        while let Some((first, rest)) = bytes.split_first() {
+            self.state = match self.state {
+                State::Body(left) => {
+                    let skip = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                    bytes = bytes.get(skip..).unwrap_or_default();
+                    match left - skip as u64 {
+                        0 => State::Flags,
+                        left => State::Body(left),
+                    }
+                }
+                State::Flags => {
+                    bytes = rest;
+                    State::Length { flags: *first, left: if first & LONG == 0 { 1 } else { 8 }, length: 0 }
+                }
+                State::Length { flags, left, length } => {
+                    bytes = rest;
+                    let length = length << 8 | u64::from(*first);
+                    match left {
+                        1 => self.frame(flags, length)?,
+                        _ => State::Length { flags, left: left - 1, length },
+                    }
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// A frame begins.
+    fn frame(&mut self, flags: u8, length: u64) -> Result<State, Refused> {
+        let before = if flags & COMMAND == 0 { self.bytes } else { 0 };
+        let bytes = before.saturating_add(length);
+        if bytes > MESSAGE {
+            return Err(Refused::TooLarge(bytes));
+        }
+        if flags & COMMAND == 0 {
+            (self.bytes, self.frames) = if flags & MORE == 0 { (0, 0) } else { (bytes, self.frames + 1) };
+            if self.frames >= FRAMES {
+                return Err(Refused::TooManyFrames);
+            }
+        }
+        Ok(if length == 0 { State::Flags } else { State::Body(length) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a peer says that has greeted and then sends these frames: flags, length, how much of it is there.
+    fn said(frames: &[(u8, u64, usize)]) -> Vec<u8> {
+        let mut bytes = vec![0xFF; GREETING as usize];
+        for (flags, length, there) in frames {
+            bytes.push(*flags);
+            match flags & LONG {
+                0 => bytes.push(*length as u8),
+                _ => bytes.extend(length.to_be_bytes()),
+            }
+            bytes.extend(vec![0xAB; *there]);
+        }
+        bytes
+    }
+
+    /// The same whole and byte by byte.
+    fn check(frames: &[(u8, u64, usize)]) -> Result<(), Refused> {
+        let bytes = said(frames);
+        let (whole, mut claims) = (Claims::default().check(&bytes), Claims::default());
+        assert_eq!(bytes.chunks(1).try_for_each(|byte| claims.check(byte)), whole);
+        whole
+    }
+
+    #[test]
+    fn what_engines_say_is_passed_on() {
+        let ready = (COMMAND, 30, 30);
+        let message = [(MORE, 0, 0), (MORE, 8, 8), (LONG, 3000, 3000)];
+        let all: Vec<_> = [ready].into_iter().chain(message.into_iter().cycle().take(300)).collect();
+        assert_eq!(check(&all), Ok(()));
+        assert_eq!(check(&[ready, (LONG, MESSAGE, 100)]), Ok(()), "the most that there may be");
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_its_body() {
+        for length in [MESSAGE + 1, 1 << 46, 1 << 63, u64::MAX] {
+            assert_eq!(check(&[(LONG, length, 0)]), Err(Refused::TooLarge(length)));
+            assert_eq!(check(&[(COMMAND | LONG, length, 0)]), Err(Refused::TooLarge(length)));
+        }
+        let within = (MORE | LONG, 1 << 10, 1 << 10);
+        assert_eq!(check(&[within, (LONG, u64::MAX, 0)]), Err(Refused::TooLarge(u64::MAX)));
+    }
+
+    #[test]
+    fn frames_of_a_message_count_together() {
+        let frame = (MORE | LONG, MESSAGE / 4, (MESSAGE / 4) as usize);
+        let last = (LONG, MESSAGE / 4, (MESSAGE / 4) as usize);
+        let whole = |frames: &[_]| Claims::default().check(&said(frames));
+        assert_eq!(whole(&[frame, frame, frame, last, frame]), Ok(()));
+        assert_eq!(whole(&[frame, frame, frame, frame, (0, 1, 0)]), Err(Refused::TooLarge(MESSAGE + 1)));
+        assert_eq!(check(&[(MORE, 0, 0); FRAMES]), Err(Refused::TooManyFrames));
+        let command_between: Vec<_> = [(MORE, 0, 0), (COMMAND, 3, 3)].into_iter().cycle().take(2 * FRAMES).collect();
+        assert_eq!(check(&command_between), Err(Refused::TooManyFrames));
+    }
+}
