@@ -10,6 +10,7 @@
 //! the coldest are forgotten, so the table undercounts.
 
 mod aside;
+mod changes;
 #[cfg(test)]
 mod check;
 mod endpoint;

@@ -5,8 +5,10 @@
 //!
 //! **Invariants:** rows of a page are sorted by key and belong to it; a row's block has a rooted holder; a page whose
 //! entries differ from what they were at version `v` has a version above `v`, unless the epoch changed; no two pages
-//! share a version but 0, so that "all up to `v`" is a clean cut; pages that ever changed form a list by version.
+//! share a version but 0, so that "all up to `v`" is a clean cut; pages that ever changed form a list by version; every
+//! version but those of a growing table is that of one row's change, and the last ones' keys are kept.
 
+use super::changes::Changes;
 use super::runs::BlockId;
 use affinity::Fingerprint;
 use affinity::page::{MAX_BITS, page_of};
@@ -27,6 +29,7 @@ pub struct Table {
     keys: usize,
     pages: Vec<Page>,
     newest: u32,
+    changes: Changes,
 }
 
 struct Page {
@@ -53,7 +56,15 @@ impl Table {
     #[must_use]
     pub fn new(epoch: u32) -> Self {
         let pages = empty_pages(START_BITS);
-        Self { epoch: epoch.max(1), bits: START_BITS, version: 0, keys: 0, pages, newest: NO_PAGE }
+        Self {
+            epoch: epoch.max(1),
+            bits: START_BITS,
+            version: 0,
+            keys: 0,
+            pages,
+            newest: NO_PAGE,
+            changes: Changes::new(),
+        }
     }
 
     /// Names the run and the number of pages.
@@ -86,7 +97,8 @@ impl Table {
         self.keys == 0
     }
 
-    /// Pages that changed after `version`, oldest change first: `(version, page)`. Costs what changed.
+    /// Pages that changed after `version`, oldest change first: `(version, page)`. Costs what changed. After version 0
+    /// all pages, even those that never changed: whoever has them all can be sent rows from then on.
     #[must_use]
     pub fn changed_since(&self, version: u64) -> Vec<(u64, u32)> {
         let mut next = self.newest;
@@ -96,8 +108,23 @@ impl Table {
             (page.version > version).then_some((page.version, number))
         })
         .collect();
+        if version == 0 && self.version > 0 {
+            changed
+                .extend((0u32..).zip(&self.pages).filter(|(_, page)| page.version == 0).map(|(number, _)| (0, number)));
+        }
         changed.reverse();
         changed
+    }
+
+    /// Keys whose rows changed after `version`, sorted: `(page, key)`. `None` if they are not known any more, or if
+    /// not even one page was had then: whole pages are due.
+    #[must_use]
+    pub fn keys_changed_since(&self, version: u64) -> Option<Vec<(u32, u32)>> {
+        let changes = self.changes.since(version, self.version).filter(|_| version > 0)?;
+        let mut keys: Vec<_> = changes.map(|print| (page_of(print, self.bits), print.0 as u32)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        Some(keys)
     }
 
     /// The rows of a page, by key.
@@ -163,6 +190,7 @@ impl Table {
         }
         (self.pages, self.keys, self.bits, self.newest) = (pages, keys, bits, NO_PAGE);
         (0..1 << bits).for_each(|number| self.renew(number));
+        self.changes.forget(self.version);
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);
     }
 
@@ -170,6 +198,7 @@ impl Table {
     fn touch(&mut self, fingerprint: Fingerprint) -> u32 {
         let number = page_of(fingerprint, self.bits);
         self.renew(number);
+        self.changes.note(self.version, fingerprint);
         number
     }
 
@@ -198,7 +227,7 @@ impl Table {
     /// Memory that it takes.
     pub(super) fn bytes(&self) -> usize {
         let rows: usize = self.pages.iter().map(|page| super::allocated::<Row>(page.rows.capacity())).sum();
-        rows + super::allocated::<Page>(self.pages.capacity())
+        rows + super::allocated::<Page>(self.pages.capacity()) + self.changes.bytes()
     }
 }
 
@@ -259,13 +288,39 @@ mod tests {
             set(&mut table, i, 1, 0);
         }
         let all = table.changed_since(0);
-        assert!(all.len() > 32 && all.is_sorted());
+        assert!(all.len() == 64 && all.is_sorted());
         let (half, _) = all[all.len() / 2];
         assert_eq!(table.changed_since(half), all[all.len() / 2 + 1..]);
         assert_eq!(table.changed_since(table.version()), []);
         set(&mut table, 3, 1, 9);
         assert_eq!(table.changed_since(all[all.len() - 1].0).len(), 1);
         assert_eq!(table.changed_since(0).len(), all.len(), "none is lost, none twice");
+    }
+
+    #[test]
+    fn keys_that_changed_are_told_by_page_unless_too_much_did() {
+        let mut table = Table::new(7);
+        for i in 0..200 {
+            set(&mut table, i, 1, 0);
+        }
+        assert_eq!(table.keys_changed_since(0), None, "who has no pages cannot use rows");
+        let seen = table.version();
+        let mut expected: Vec<_> =
+            [3, 5, 300].map(|i| (page_of(fingerprint(i), table.bits()), fingerprint(i).0 as u32)).to_vec();
+        expected.sort_unstable();
+        for i in [3, 5, 3, 300] {
+            set(&mut table, i, 2, 9);
+        }
+        table.unset(fingerprint(5), BlockId::new(2, 0));
+        assert_eq!(table.keys_changed_since(seen), Some(expected));
+        for i in 0..100_000 {
+            set(&mut table, i, 1, 0);
+        }
+        assert_eq!(table.keys_changed_since(seen), None);
+        let seen = table.version();
+        table.grow(|_| Some(Fingerprint(0)));
+        assert_eq!(table.keys_changed_since(seen), None, "of another layout");
+        assert_eq!(table.keys_changed_since(table.version()), Some(vec![]));
     }
 
     #[test]
@@ -301,11 +356,13 @@ mod tests {
             new.windows(2).all(|pair| pair[0].0 < pair[1].0),
             "pages that share a version get lost between replies"
         );
-        let full = table.bytes();
+        let fixed = table.changes.bytes();
+        let full = table.bytes() - fixed;
         for i in 0..n {
             table.unset(fingerprint(i), BlockId::new(1, 0));
         }
-        assert!(table.is_empty() && table.bytes() < full / 10, "{} of {full}", table.bytes());
+        let left = table.bytes() - fixed;
+        assert!(table.is_empty() && left < full / 10, "{left} of {full}");
         let epoch = table.epoch();
         table.grow(|_| None);
         assert_eq!(table.epoch(), epoch);
