@@ -16,6 +16,7 @@ pub mod placement;
 pub mod predicted;
 pub mod profile;
 pub mod prompt;
+pub mod rows;
 pub mod sync;
 pub mod units;
 mod wire;

@@ -174,7 +174,7 @@ mod tests {
             let tokens = Tokens(32 * (i as u32 + 1));
             cut[page_of(*fp, 2) as usize].push(PageEntry { fingerprint: *fp, tokens, holders });
         }
-        cut.iter().map(|entries| encode_page(epoch, entries)).collect()
+        cut.iter().map(|entries| encode_page(epoch, 1, entries)).collect()
     }
 
     fn prefixes(n: usize) -> Vec<Fingerprint> {

@@ -4,13 +4,14 @@
 //! those blocks are. It is cut into `2^bits` pages by the fingerprint's top bits. An entry takes 8 bytes:
 //!
 //! ```text
-//! header   version u8 | 0 u8 | entries u16 | epoch u32
+//! header   version u8 | 0 u8 | entries u16 | epoch u32 | as of u64
 //! keys     u32 x n      low half of the fingerprint, ascending
 //! values   (u16, u16) x n   holders, tokens in units of GRANULE
 //! sets     u16 count, u16 x count ...
 //! ```
 //! `holders` is one holder (tier in bits 13-14, slot in bits 0-12) or, with bit 15 set, the place of a set behind the
-//! values, counted in u16. Equal sets are written once.
+//! values, counted in u16. Equal sets are written once. *As of* is a version of the indexer's table: the page has all changes
+//! up to it.
 //!
 //! **Invariant:** a page may undercount, never overcount. Tokens are rounded down; entries whose keys collide are
 //! both left out; what does not fit is left out. A key is 32 bits beside the page's own bits, so a probe of a page of 256
@@ -22,9 +23,11 @@ use crate::wire::{Reader, Write};
 
 /// Tokens are stored in units of this many, rounded down: the common block size.
 pub const GRANULE: u32 = 16;
-const VERSION: u8 = 1;
-const HEADER: usize = 8;
-const SET: u16 = 1 << 15;
+const VERSION: u8 = 2;
+pub(crate) const HEADER: usize = 16;
+pub(crate) const SET: u16 = 1 << 15;
+/// An entry's `holders` where there is none: of no tier.
+pub(crate) const NOBODY: u16 = 3 << 13;
 /// Pages are cut by at most this many bits: 65,536 pages.
 pub const MAX_BITS: u8 = 16;
 
@@ -63,64 +66,93 @@ pub fn one_holder(slot: Slot, tier: Tier) -> u16 {
 /// No [`one_holder`] is as high as this.
 pub const MANY: u16 = SET;
 
-/// Writes a page, entry by entry, in ascending order of keys. `epoch` names the indexer's run and table layout: a page
-/// of another epoch counts as absent. The caller leaves out keys that several fingerprints share.
+/// Writes a page, or rows ([`crate::rows`]), entry by entry, in ascending order of keys. The caller leaves out keys that
+/// several fingerprints share.
 pub struct PageWriter {
-    out: Vec<u8>,
-    values: Vec<u8>,
+    /// Epoch and what it is as of, of a page.
+    page: Option<(u32, u64)>,
+    entries: Vec<([u8; 4], [u8; 4])>,
     sets: SetWriter,
-    entries: u16,
 }
 
 impl PageWriter {
-    /// A page of up to `entries` entries.
+    /// A page of up to `entries` entries. `epoch` names the indexer's run and table layout: a page of another epoch counts
+    /// as absent.
     #[must_use]
-    pub fn new(epoch: u32, entries: usize) -> Self {
-        let mut out = Vec::with_capacity(HEADER + entries * 8);
-        out.u8(VERSION);
-        out.u8(0);
-        out.u16(0);
-        out.u32(epoch);
-        Self { out, values: Vec::with_capacity(entries * 4), sets: SetWriter::default(), entries: 0 }
+    pub fn new(epoch: u32, as_of: u64, entries: usize) -> Self {
+        Self { page: Some((epoch, as_of)), entries: Vec::with_capacity(entries), sets: SetWriter::default() }
+    }
+
+    /// Rows of a page: up to `entries` of its keys.
+    #[must_use]
+    pub fn of_rows(entries: usize) -> Self {
+        Self { page: None, entries: Vec::with_capacity(entries), sets: SetWriter::default() }
     }
 
     /// Writes an entry with a single holder, from [`one_holder`].
     #[inline]
     pub fn one(&mut self, key: u32, holder: u16, granules: u16) {
-        // What does not fit is left out.
-        let Some(entries) = self.entries.checked_add(1) else { return };
-        self.entries = entries;
-        self.out.u32(key);
-        self.values.u32(u32::from(holder) | u32::from(granules) << 16);
+        let value = u32::from(holder) | u32::from(granules) << 16;
+        self.entries.push((key.to_le_bytes(), value.to_le_bytes()));
     }
 
-    /// Writes an entry with any number of holders; one with none is left out.
-    pub fn many(&mut self, key: u32, holders: &[(Slot, Tier)], granules: u16) {
-        if let Some(holders) = self.sets.reference(holders) {
+    /// Writes an entry with any number of holders. False if it is left out: there is none, or no room for so many.
+    pub fn many(&mut self, key: u32, holders: &[(Slot, Tier)], granules: u16) -> bool {
+        let holders = self.sets.reference(holders);
+        if let Some(holders) = holders {
             self.one(key, holders, granules);
         }
+        holders.is_some()
     }
 
-    /// The page's bytes.
-    #[must_use]
-    pub fn finish(mut self) -> Vec<u8> {
-        if let Some(count) = self.out.get_mut(2..4) {
-            count.copy_from_slice(&self.entries.to_le_bytes());
-        }
-        self.out.extend_from_slice(&self.values);
-        for word in &self.sets.words {
-            self.out.u16(*word);
-        }
-        self.out
+    /// Of rows: there is no such entry any more.
+    pub fn gone(&mut self, key: u32) {
+        self.one(key, NOBODY, 0);
     }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        // What does not fit is left out.
+        let count = u16::try_from(self.entries.len()).unwrap_or(u16::MAX);
+        let entries = self.entries.get(..usize::from(count)).unwrap_or_default();
+        let mut out = Vec::with_capacity(HEADER + entries.len() * 8 + self.sets.words.len() * 2);
+        match self.page {
+            Some((epoch, as_of)) => header(&mut out, count, epoch, as_of),
+            None => out.u16(count),
+        }
+        column(&mut out, entries, |(key, _)| *key);
+        column(&mut out, entries, |(_, value)| *value);
+        out.extend_from_slice(self.sets.words.as_flattened());
+        out
+    }
+}
+
+/// One column of all entries, in one go: most of a page's bytes.
+fn column(out: &mut Vec<u8>, entries: &[([u8; 4], [u8; 4])], cell: impl Fn(&([u8; 4], [u8; 4])) -> [u8; 4]) {
+    let start = out.len();
+    out.resize(start + entries.len() * 4, 0);
+    let (cells, _) = out.get_mut(start..).unwrap_or_default().as_chunks_mut::<4>();
+    for (to, entry) in cells.iter_mut().zip(entries) {
+        *to = cell(entry);
+    }
+}
+
+/// What a page begins with: [`HEADER`] bytes.
+pub(crate) fn header(out: &mut Vec<u8>, entries: u16, epoch: u32, as_of: u64) {
+    out.u8(VERSION);
+    out.u8(0);
+    out.u16(entries);
+    out.u32(epoch);
+    out.u64(as_of);
 }
 
 /// Writes a page of these entries, in any order.
 #[must_use]
-pub fn encode_page(epoch: u32, entries: &[PageEntry]) -> Vec<u8> {
+pub fn encode_page(epoch: u32, as_of: u64, entries: &[PageEntry]) -> Vec<u8> {
     let mut sorted: Vec<&PageEntry> = entries.iter().filter(|e| !e.holders.is_empty()).collect();
     sorted.sort_unstable_by_key(|e| e.fingerprint.0 as u32);
-    let mut page = PageWriter::new(epoch, sorted.len());
+    let mut page = PageWriter::new(epoch, as_of, sorted.len());
     // Two fingerprints with one key: neither can be told from the other, so neither is offered.
     for run in sorted.chunk_by(|a, b| a.fingerprint.0 as u32 == b.fingerprint.0 as u32) {
         if let [one] = run {
@@ -133,7 +165,7 @@ pub fn encode_page(epoch: u32, entries: &[PageEntry]) -> Vec<u8> {
 /// Collects the distinct holder sets of a page.
 #[derive(Default)]
 struct SetWriter {
-    words: Vec<u16>,
+    words: Vec<[u8; 2]>,
     known: std::collections::HashMap<Vec<u16>, u16>,
 }
 
@@ -154,8 +186,8 @@ impl SetWriter {
                     return Some(SET | at);
                 }
                 let at = u16::try_from(self.words.len()).ok().filter(|at| *at < SET)?;
-                self.words.push(u16::try_from(set.len()).ok()?);
-                self.words.extend_from_slice(&set);
+                self.words.push(u16::try_from(set.len()).ok()?.to_le_bytes());
+                self.words.extend(set.iter().map(|word| word.to_le_bytes()));
                 self.known.insert(set, at);
                 Some(SET | at)
             }
@@ -166,11 +198,13 @@ impl SetWriter {
 /// A page as it lies in shared data: nothing is parsed until an entry is asked for.
 #[derive(Clone, Copy)]
 pub struct PageView<'a> {
-    keys: &'a [[u8; 4]],
-    values: &'a [[u8; 4]],
-    sets: &'a [[u8; 2]],
+    pub(crate) keys: &'a [[u8; 4]],
+    pub(crate) values: &'a [[u8; 4]],
+    pub(crate) sets: &'a [[u8; 2]],
     /// The table's epoch when the page was written.
     pub epoch: u32,
+    /// The version of the table up to which it has all changes.
+    pub as_of: u64,
 }
 
 /// What a page says of one fingerprint.
@@ -192,10 +226,22 @@ impl<'a> PageView<'a> {
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let mut r = Reader::of_version(bytes, VERSION)?;
-        let (_, n, epoch) = (r.u8()?, usize::from(r.u16()?), r.u32()?);
-        let keys = r.take(n * 4)?.as_chunks::<4>().0;
-        let values = r.take(n * 4)?.as_chunks::<4>().0;
-        Some(Self { keys, values, sets: r.0.as_chunks::<2>().0, epoch })
+        let (_, entries, epoch, as_of) = (r.u8()?, r.u16()?, r.u32()?, r.u64()?);
+        Self::entries(r, entries, epoch, as_of)
+    }
+
+    /// The same of rows.
+    pub(crate) fn parse_rows(bytes: &'a [u8]) -> Option<Self> {
+        let mut r = Reader(bytes);
+        let entries = r.u16()?;
+        Self::entries(r, entries, 0, 0)
+    }
+
+    fn entries(mut r: Reader<'a>, entries: u16, epoch: u32, as_of: u64) -> Option<Self> {
+        let size = usize::from(entries) * 4;
+        let keys = r.take(size)?.as_chunks::<4>().0;
+        let values = r.take(size)?.as_chunks::<4>().0;
+        Some(Self { keys, values, sets: r.0.as_chunks::<2>().0, epoch, as_of })
     }
 
     /// How many entries the page has.
@@ -262,9 +308,9 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_written_is_found_and_nothing_else(entries in entries(), others in proptest::collection::vec(any::<u64>(), 50)) {
-            let bytes = encode_page(7, &entries);
+            let bytes = encode_page(7, 9, &entries);
             let page = PageView::parse(&bytes).unwrap();
-            prop_assert_eq!(page.epoch, 7);
+            prop_assert_eq!((page.epoch, page.as_of), (7, 9));
             let mut by_key: HashMap<u32, usize> = HashMap::new();
             for e in &entries {
                 *by_key.entry(e.fingerprint.0 as u32).or_default() += 1;
@@ -303,7 +349,7 @@ mod tests {
                 holders: vec![(Slot(3), Tier::Gpu)],
             })
             .collect();
-        assert_eq!(encode_page(1, &entries).len(), HEADER + 8 * 1000);
+        assert_eq!(encode_page(1, 1, &entries).len(), HEADER + 8 * 1000);
     }
 
     #[test]

@@ -1,22 +1,28 @@
 //! The codec of `POST /v1/sync` and `POST /v1/placements`, between a gateway's filter and the indexer.
 //!
 //! Up goes a [`Request`]: what the gateway has, and its loads. Down come frames, each written to shared data as it
-//! is, and an [`End`] that says what the gateway has now. Versions live with the data they describe: a reply that is
-//! lost is simply asked for again.
+//! is or, of a page's rows, laid over it ([`crate::rows`]), and an [`End`] that says what the gateway has now. Versions live
+//! with the data they describe: a reply that is lost is simply asked for again.
+//!
+//! **Invariant:** what a gateway's pages say of a fingerprint is what the indexer's said of it at the version that the
+//! gateway claims in [`Versions::table`], or later.
 
 use crate::fingerprint::Fingerprint;
 use crate::units::{Slot, Tokens};
 use crate::wire::{Reader, Write};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Versions of the three kinds of data, within an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Versions {
     /// The indexer's run and table layout; 0 = nothing yet. Another epoch makes the other versions void.
     pub epoch: u32,
-    /// Highest page version applied.
+    /// All changes of the table up to this version are had.
     pub table: u64,
+    /// While whole pages are sent in several replies: up to which version those are had that changed last by then; the
+    /// others are at least as of `table`. Not above `table` otherwise.
+    pub pages: u64,
     /// Version of the fleet page.
     pub fleet: u64,
     /// Version of the profiles page.
@@ -63,6 +69,8 @@ pub struct Placement {
 pub enum Frame<'a> {
     /// The table's page of this number ([`crate::page`]).
     Page(u32, &'a [u8]),
+    /// What changed in the page of this number, as of the version and epoch that the reply's end names.
+    Rows(u32, &'a [u8]),
     /// The fleet page ([`crate::fleet::Fleet`]).
     Fleet(&'a [u8]),
     /// The profiles page ([`crate::profile::Profiles`]).
@@ -150,6 +158,7 @@ pub fn write_frame(out: &mut Vec<u8>, frame: &Frame<'_>) {
         Frame::Fleet(bytes) => (2, 0, *bytes),
         Frame::Profiles(bytes) => (3, 0, *bytes),
         Frame::Placements(bytes) => (4, 0, *bytes),
+        Frame::Rows(page, bytes) => (6, *page, *bytes),
         Frame::End(e) => {
             versions(&mut end, &e.have);
             end.u8(u8::from(e.more));
@@ -173,6 +182,7 @@ pub fn read_frames(body: &[u8]) -> impl Iterator<Item = Frame<'_>> {
             2 => Frame::Fleet(bytes),
             3 => Frame::Profiles(bytes),
             4 => Frame::Placements(bytes),
+            6 => Frame::Rows(key, bytes),
             5 => {
                 let mut r = Reader(bytes);
                 Frame::End(End { have: read_versions(&mut r)?, more: r.u8()? != 0 })
@@ -185,20 +195,28 @@ pub fn read_frames(body: &[u8]) -> impl Iterator<Item = Frame<'_>> {
 fn versions(out: &mut Vec<u8>, v: &Versions) {
     out.u32(v.epoch);
     out.u64(v.table);
+    out.u64(v.pages);
     out.u64(v.fleet);
     out.u64(v.profiles);
     out.u64(v.placements);
 }
 
 fn read_versions(r: &mut Reader<'_>) -> Option<Versions> {
-    Some(Versions { epoch: r.u32()?, table: r.u64()?, fleet: r.u64()?, profiles: r.u64()?, placements: r.u64()? })
+    Some(Versions {
+        epoch: r.u32()?,
+        table: r.u64()?,
+        pages: r.u64()?,
+        fleet: r.u64()?,
+        profiles: r.u64()?,
+        placements: r.u64()?,
+    })
 }
 
 impl Versions {
     /// The form in which a gateway keeps its versions in shared data.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(36);
+        let mut out = Vec::with_capacity(44);
         versions(&mut out, self);
         out
     }
@@ -216,7 +234,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn have() -> Versions {
-        Versions { epoch: 1, table: 2, fleet: 3, profiles: 4, placements: 5 }
+        Versions { epoch: 1, table: 2, pages: 6, fleet: 3, profiles: 4, placements: 5 }
     }
 
     fn request() -> Request {
@@ -228,6 +246,7 @@ mod tests {
         let mut out = Vec::new();
         for frame in [
             Frame::Page(5, b"page"),
+            Frame::Rows(6, b"rows"),
             Frame::Fleet(b""),
             Frame::Profiles(b"p"),
             Frame::Placements(b"x"),
@@ -244,8 +263,8 @@ mod tests {
         assert_eq!(Versions::decode(&have().encode()), Some(have()));
         let bytes = reply();
         let frames: Vec<_> = read_frames(&bytes).collect();
-        assert_eq!(frames.len(), 5);
-        assert_eq!(frames.first(), Some(&Frame::Page(5, b"page")));
+        assert_eq!(frames.len(), 6);
+        assert_eq!(frames[..2], [Frame::Page(5, b"page"), Frame::Rows(6, b"rows")]);
         assert_eq!(frames.last(), Some(&Frame::End(End { have: have(), more: true })));
         let placements = vec![Placement { slot: Slot(2), marks: vec![(Fingerprint(9), Tokens(16))] }];
         assert_eq!(decode_placements(&encode_placements(7, &placements)), Some((7, placements)));

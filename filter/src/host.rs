@@ -151,6 +151,9 @@ pub fn read_shared(key: &str) -> Option<Vec<u8>> {
     shared(key).map(|(value, _)| value)
 }
 
+/// As `cas`: writes only a key that is missing. Numbers go up from 1, so that no value has this one for years of writing.
+pub const ABSENT: u32 = u32::MAX;
+
 /// Writes shared data. With `cas` only if nobody wrote since; but a key that is missing is always written.
 pub fn set_shared(key: &str, value: &[u8], cas: Option<u32>) -> bool {
     // SAFETY: the host reads both.

@@ -4,12 +4,15 @@
 //! one of them the poller; when it stops renewing, another takes over. Everything the poller knows (versions, gateway
 //! name) lies in shared data too, so a successor goes on where it stopped.
 //!
-//! **Invariant:** a reply is applied in order and its versions are written last, so a poller that dies half-way leaves
-//! a state from which the same reply can be asked for and applied again.
+//! **Invariants:** a reply is applied in order and its versions are written last, so a poller that dies half-way leaves
+//! a state from which the same reply can be asked for and applied again. Where a lease moves while a reply is applied, two
+//! VMs write: pages never go back ([`affinity::rows`]), so it does not matter who claims its version last. Rows that
+//! cannot be laid over their page claim nothing of the table: it comes again as whole pages.
 
 use crate::decide::remember;
 use crate::host::{self, Buffer, Headers, Metric, MetricKind};
 use crate::plugin::Plugin;
+use affinity::rows::{News, update};
 use affinity::sync::{
     End, Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames,
 };
@@ -90,7 +93,7 @@ impl Sync {
         }
         let had = versions(plugin).epoch;
         let applied = host::buffer(Buffer::CalloutBody, 0, size).and_then(|body| apply(plugin, &body, now));
-        let Some(end) = applied else {
+        let Some((end, whole)) = applied else {
             self.fail(plugin, now, "it answers with something that is no sync reply");
             return;
         };
@@ -99,8 +102,12 @@ impl Sync {
         if let Some(ok) = self.ok {
             ok.add(1);
         }
-        // Two indexers behind one cluster would hand each other's gateways the whole table over and over.
-        if had != 0 && had != end.have.epoch {
+        if !whole {
+            plugin.count("sync", "lost");
+        }
+        // Two indexers behind one cluster would hand each other's gateways the whole table over and over; so would one whose
+        // pages cannot be written.
+        if (had != 0 && had != end.have.epoch) || !whole {
             self.not_before_ms = now + DISTANCE_MS;
         }
         self.prompt += 1;
@@ -171,15 +178,16 @@ fn versions(plugin: &Plugin) -> Versions {
     host::read_shared(&plugin.keys.versions).and_then(|bytes| Versions::decode(&bytes)).unwrap_or_default()
 }
 
-/// Writes a reply to shared data; `None` if it was cut off or makes no sense.
-fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<End> {
+/// Writes a reply to shared data; `None` if it was cut off or makes no sense. Also whether all of it could be written.
+fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<(End, bool)> {
     let keys = &plugin.keys;
     let end = read_frames(body).find_map(|f| if let Frame::End(end) = f { Some(end) } else { None })?;
+    let (epoch, as_of) = (end.have.epoch, end.have.table);
+    let mut whole = true;
     for frame in read_frames(body) {
         match frame {
-            Frame::Page(number, bytes) => {
-                host::set_shared(&keys.page(number), bytes, None);
-            }
+            Frame::Page(number, bytes) => whole &= write_page(&keys.page(number), News::Whole(bytes)),
+            Frame::Rows(number, rows) => whole &= write_page(&keys.page(number), News::Rows { rows, epoch, as_of }),
             Frame::Fleet(bytes) => {
                 host::set_shared(&keys.fleet, bytes, None);
                 plugin.news.fleet.add(1);
@@ -194,11 +202,16 @@ fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<End> {
                 }
             }
             Frame::End(end) => {
-                host::set_shared(&keys.versions, &end.have.encode(), None);
+                let have = if whole { end.have } else { Versions { table: 0, pages: 0, ..end.have } };
+                host::set_shared(&keys.versions, &have.encode(), None);
             }
         }
     }
-    Some(end)
+    Some((end, whole))
+}
+
+fn write_page(key: &str, news: News<'_>) -> bool {
+    update(news, || host::shared(key), |page, number| host::set_shared(key, page, Some(number.unwrap_or(host::ABSENT))))
 }
 
 /// This gateway's loads on every endpoint that has any.

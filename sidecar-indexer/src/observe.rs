@@ -107,6 +107,7 @@ pub struct Metrics {
     replies: Counter,
     reply_bytes: Counter,
     reply_pages: Counter,
+    reply_rows: Counter,
 }
 
 impl Default for Metrics {
@@ -155,6 +156,7 @@ impl Default for Metrics {
             replies: Counter::default(),
             reply_bytes: Counter::default(),
             reply_pages: Counter::default(),
+            reply_rows: Counter::default(),
             registry: Registry::default(),
         };
         r.register(
@@ -248,7 +250,8 @@ impl Default for Metrics {
         r.register("gateways", "Gateways in sync", this.gateways.clone());
         r.register("sync_replies", "Sync replies sent", this.replies.clone());
         r.register("sync_bytes", "Bytes of sync replies", this.reply_bytes.clone());
-        r.register("sync_pages", "Table pages sent", this.reply_pages.clone());
+        r.register("sync_pages", "Whole table pages sent", this.reply_pages.clone());
+        r.register("sync_rows", "Rows of table pages sent", this.reply_rows.clone());
         Self { registry: r, ..this }
     }
 }
@@ -404,6 +407,7 @@ impl Metrics {
         self.replies.inc();
         self.reply_bytes.inc_by(bytes as u64);
         self.reply_pages.inc_by(sent.pages as u64);
+        self.reply_rows.inc_by(sent.rows as u64);
     }
 
     /// Takes over what the state says of itself.

@@ -3,7 +3,8 @@
 
 use affinity::fleet::Fleet;
 use affinity::page::{PageView, page_of};
-use affinity::sync::{Frame, Load, Placement, Request, Versions, encode_placements, read_frames};
+use affinity::rows::{News, renewed};
+use affinity::sync::{End, Frame, Load, Placement, Request, Versions, encode_placements, read_frames};
 use affinity::{Fingerprint, Slot, Tokens, fingerprints, root};
 use bytes::Bytes;
 use rmpv::Value;
@@ -163,15 +164,24 @@ impl Gateway {
     async fn sync(&mut self, indexer: &Indexer, wait_ms: u16) {
         let request = Request { gateway: self.id, have: self.have, wait_ms, loads: self.loads.clone() };
         let reply = indexer.post("/v1/sync", request.encode()).await;
+        let Some(Frame::End(End { have, .. })) = read_frames(&reply).last() else { panic!("a reply was cut off") };
         for frame in read_frames(&reply) {
             match frame {
-                Frame::Page(page, bytes) => drop(self.pages.insert(page, bytes.to_vec())),
+                Frame::Page(page, bytes) => self.write(page, News::Whole(bytes)),
+                Frame::Rows(page, rows) => {
+                    self.write(page, News::Rows { rows, epoch: have.epoch, as_of: have.table });
+                }
                 Frame::Fleet(bytes) => self.fleet = Some(Fleet::decode(bytes).unwrap()),
                 Frame::Profiles(_) => {}
                 Frame::Placements(bytes) => self.placements.push(bytes.to_vec()),
                 Frame::End(end) => self.have = end.have,
             }
         }
+    }
+
+    fn write(&mut self, page: u32, news: News<'_>) {
+        let new = renewed(self.pages.get(&page).map(Vec::as_slice), news).expect("the page is there for its rows");
+        self.pages.extend(new.map(|bytes| (page, bytes.into_owned())));
     }
 
     /// Tokens that slot 0 holds of a text.

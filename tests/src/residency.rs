@@ -214,7 +214,7 @@ fn compare_pages(
         pages[page_of(fingerprint, table.bits()) as usize].push(entry);
     }
     for (page, entries) in pages.iter().enumerate() {
-        if index.page(page as u32) != encode_page(table.epoch(), entries) {
+        if index.page(page as u32) != encode_page(table.epoch(), table.version(), entries) {
             return Err(format!("page {page} differs from {entries:?}"));
         }
     }

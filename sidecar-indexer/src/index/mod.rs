@@ -163,6 +163,12 @@ impl Index {
         self.tree.page(page)
     }
 
+    /// What the page says of these keys, which are sorted ([`affinity::rows`]).
+    #[must_use]
+    pub fn rows(&self, page: u32, keys: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
+        self.tree.rows(page, keys)
+    }
+
     /// A page's entries, by fingerprint.
     #[must_use]
     pub fn entries(&self, page: u32) -> Vec<PageEntry> {

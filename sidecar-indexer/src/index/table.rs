@@ -127,9 +127,23 @@ impl Table {
         Some(keys)
     }
 
+    /// How many rows a page has: no fewer than it has entries.
+    #[must_use]
+    pub fn rows_in(&self, page: u32) -> usize {
+        self.rows(page).len()
+    }
+
     /// The rows of a page, by key.
     pub(super) fn rows(&self, page: u32) -> &[Row] {
         self.pages.get(page as usize).map_or(&[], |page| &page.rows)
+    }
+
+    /// The rows of a key in a page.
+    pub(super) fn rows_of(&self, page: u32, key: u32) -> &[Row] {
+        let rows = self.rows(page);
+        let from = rows.partition_point(|row| row.key < key);
+        let same = rows.get(from..).unwrap_or_default().iter().take_while(|row| row.key == key).count();
+        rows.get(from..from + same).unwrap_or_default()
     }
 
     /// The holders of a block that completes `fingerprint` changed: this is its row now.

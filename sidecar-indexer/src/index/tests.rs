@@ -2,8 +2,9 @@
 use crate::events::{Attention, Event, Removed, Stored};
 use crate::index::{Holdings, Index, Options, RestoreError};
 use crate::tokens::Vocabulary;
-use affinity::page::{PageEntry, encode_page, page_of};
+use affinity::page::{PageEntry, PageView, encode_page, page_of};
 use affinity::prompt::ids_namespace;
+use affinity::rows::merge;
 use affinity::{Fingerprint, Slot, Stride, Tier, Tokens, fingerprints, root};
 use proptest::prelude::*;
 use std::collections::hash_map::DefaultHasher;
@@ -301,6 +302,7 @@ proptest! {
     fn the_table_is_what_the_definition_says_after_every_step(ops in proptest::collection::vec(op(), 1..70)) {
         let (mut index, mut model) = (new_index(100_000), Model::default());
         let mut before: HashMap<Fingerprint, PageEntry> = HashMap::new();
+        let mut pages: Vec<Vec<u8>> = Vec::new();
         for op in &ops {
             let version = index.table().version();
             run(op, &mut index, &mut model);
@@ -311,10 +313,26 @@ proptest! {
             for endpoint in 0..ENDPOINTS.len() {
                 prop_assert_eq!(residency(&index, endpoint), model.residency(endpoint));
             }
-            // What is written are these entries; a page that reads differently has a new version.
+            // What is written are these entries; a page that reads differently has a new version, and rows make the old one
+            // the new one.
+            let changed = index.table().keys_changed_since(version);
             for page in 0..1 << index.table().bits() {
-                prop_assert_eq!(index.page(page), encode_page(index.table().epoch(), &index.entries(page)));
+                prop_assert_eq!(index.page(page), encode_page(index.table().epoch(), index.table().version(), &index.entries(page)));
+                if let (Some(changed), Some(old)) = (&changed, pages.get(page as usize)) {
+                    let keys: Vec<u32> = changed.iter().filter(|(of, _)| *of == page).map(|(_, key)| *key).collect();
+                    let (old, new) = (PageView::parse(old).unwrap(), index.page(page));
+                    let merged = merge(&old, &index.rows(page, keys.iter().copied()), version + 1).unwrap();
+                    prop_assert_eq!(merged.len(), new.len());
+                    let (merged, new) = (PageView::parse(&merged).unwrap(), PageView::parse(&new).unwrap());
+                    let said = |page: &PageView<'_>, fingerprint| {
+                        page.get(fingerprint).map(|found| (found.tokens, found.holders().collect::<Vec<_>>()))
+                    };
+                    for entry in index.entries(page) {
+                        prop_assert_eq!(said(&merged, entry.fingerprint), said(&new, entry.fingerprint));
+                    }
+                }
             }
+            pages = (0..1 << index.table().bits()).map(|page| index.page(page)).collect();
             let now: HashMap<_, _> = entries.into_iter().map(|e| (e.fingerprint, e)).collect();
             let changed: Vec<u32> = index.table().changed_since(version).into_iter().map(|(_, page)| page).collect();
             for fingerprint in before.keys().chain(now.keys()) {

@@ -404,20 +404,41 @@ impl Tree {
     /// A page's bytes.
     pub(super) fn page(&self, page: u32) -> Vec<u8> {
         let rows = self.table.rows(page);
-        let mut out = PageWriter::new(self.table.epoch(), rows.len());
+        let mut out = PageWriter::new(self.table.epoch(), self.table.version(), rows.len());
         for same in rows.chunk_by(|a, b| a.key == b.key) {
-            match same {
-                [row] if row.holder != MANY => out.one(row.key, row.holder, row.granules),
-                _ => {
-                    let mut entries = self.merged(same);
-                    // Two fingerprints with one key: neither can be told from the other, so neither is offered.
-                    if let (Some(entry), None) = (entries.next(), entries.next()) {
-                        out.many(entry.fingerprint.0 as u32, &entry.holders, granules(entry.tokens));
-                    }
-                }
+            self.write(&mut out, same);
+        }
+        out.finish()
+    }
+
+    /// What the page says of these keys, which are sorted, as rows to be laid over it.
+    pub(super) fn rows(&self, page: u32, keys: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
+        let mut out = PageWriter::of_rows(keys.len());
+        for key in keys {
+            if !self.write(&mut out, self.table.rows_of(page, key)) {
+                out.gone(key);
             }
         }
         out.finish()
+    }
+
+    /// Writes the entry of rows that share a key, if there is one.
+    fn write(&self, out: &mut PageWriter, same: &[Row]) -> bool {
+        match same {
+            [] => false,
+            [row] if row.holder != MANY => {
+                out.one(row.key, row.holder, row.granules);
+                true
+            }
+            _ => {
+                let mut entries = self.merged(same);
+                // Two fingerprints with one key: neither can be told from the other, so neither is offered.
+                match (entries.next(), entries.next()) {
+                    (Some(entry), None) => out.many(entry.fingerprint.0 as u32, &entry.holders, granules(entry.tokens)),
+                    _ => false,
+                }
+            }
+        }
     }
 
     /// A page's entries, as they are before pages leave out keys that several share.

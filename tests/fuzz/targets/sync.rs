@@ -3,9 +3,10 @@
 #![no_main]
 
 use affinity::fleet::{Endpoint, Fleet, Health, Reported};
-use affinity::page::{PageEntry, PageView, encode_page};
+use affinity::page::{PageEntry, PageView, PageWriter, encode_page};
 use affinity::predicted::decode_mark;
 use affinity::profile::{Profile, Profiles};
+use affinity::rows::merge;
 use affinity::sync::{
     End, Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames, write_frame,
 };
@@ -20,13 +21,18 @@ fuzz_target!(
         within(4096 + 100 * body.len(), || {
             read(body);
             for frame in read_frames(body) {
-                if let Frame::Page(_, bytes) | Frame::Fleet(bytes) | Frame::Profiles(bytes) | Frame::Placements(bytes) =
-                    frame
-                {
-                    read(bytes);
+                match frame {
+                    Frame::Page(_, bytes)
+                    | Frame::Rows(_, bytes)
+                    | Frame::Fleet(bytes)
+                    | Frame::Profiles(bytes)
+                    | Frame::Placements(bytes) => read(bytes),
+                    Frame::End(_) => {}
                 }
             }
         });
+        // Sets may lie over one another in a page, but not when they are written anew: then there is room for so many.
+        within(4096 + 500_000 + 100 * body.len(), || lay(body));
     }
 );
 
@@ -52,6 +58,25 @@ fn read(bytes: &[u8]) {
     }
 }
 
+/// Lays any rows over any page.
+fn lay(body: &[u8]) {
+    let mut pages = Vec::new();
+    for frame in read_frames(body).take(32) {
+        match frame {
+            Frame::Page(_, bytes) => pages.extend(PageView::parse(bytes)),
+            Frame::Rows(_, rows) => {
+                for page in &pages {
+                    let Some(merged) = merge(page, rows, 9) else { continue };
+                    let merged = PageView::parse(&merged).expect("what was merged is a page");
+                    assert_eq!((merged.epoch, merged.as_of), (page.epoch, 9));
+                    assert!(merged.len() <= page.len() + rows.len() / 8);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 fn same<T>(value: Option<T>, encode: impl Fn(&T) -> Vec<u8>, decode: impl Fn(&[u8]) -> Option<T>) {
     if let Some(value) = value {
         let bytes = encode(&value);
@@ -61,7 +86,7 @@ fn same<T>(value: Option<T>, encode: impl Fn(&T) -> Vec<u8>, decode: impl Fn(&[u
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let have = Versions { epoch: 7, table: 5, fleet: 3, profiles: 2, placements: 1 };
+    let have = Versions { epoch: 7, table: 5, pages: 6, fleet: 3, profiles: 2, placements: 1 };
     let load = Load { slot: Slot(1), in_flight: 2, queued_tokens: 300 };
     let request = Request { gateway: 9, have, wait_ms: 500, loads: vec![load, load] };
     let endpoint = Endpoint {
@@ -92,11 +117,17 @@ fn seeds() -> Vec<Vec<u8>> {
         tokens: Tokens(64),
         holders: holders.iter().map(|slot| (*slot, Tier::Gpu)).collect(),
     };
-    let page = encode_page(7, &[entry(1, &[Slot(0)]), entry(2, &[Slot(0), Slot(1)])]);
+    let page = encode_page(7, 4, &[entry(1, &[Slot(0)]), entry(2, &[Slot(0), Slot(1)])]);
     let (fleet, profiles) = (fleet.encode(), profiles.encode());
+    let mut rows = PageWriter::of_rows(3);
+    rows.gone(1);
+    rows.many(2, &[(Slot(1), Tier::Gpu), (Slot(2), Tier::Cpu)], 3);
+    rows.one(3, 1, 4);
+    let rows = rows.finish();
     let mut reply = Vec::new();
     for frame in [
         Frame::Page(2, &page),
+        Frame::Rows(2, &rows),
         Frame::Fleet(&fleet),
         Frame::Profiles(&profiles),
         Frame::Placements(&placements),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use affinity::Fingerprint;
 use affinity::fleet::Fleet;
 use affinity::lookup::{Layout, lookup};
+use affinity::rows::{News, renewed};
 use affinity::sync::{Frame, Request, Versions, read_frames};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -48,6 +49,10 @@ impl Gateway {
 
     /// Whether a reply brought pages, and whether there is more.
     fn take(&mut self, reply: &[u8]) -> Result<(bool, bool)> {
+        let end = read_frames(reply).find_map(|frame| if let Frame::End(end) = frame { Some(end) } else { None });
+        let Some(end) = end else { bail!("a sync reply of {} bytes was cut off", reply.len()) };
+        ensure!(end.have.epoch != 0, "an end of no epoch");
+        let (epoch, as_of) = (end.have.epoch, end.have.table);
         let mut news = false;
         for frame in read_frames(reply) {
             match frame {
@@ -58,18 +63,26 @@ impl Gateway {
                 }
                 Frame::Page(page, bytes) => {
                     news = true;
-                    let place = self.pages.get_mut(page as usize);
-                    *place.context("a page beyond the table")? = Some(bytes.to_vec());
+                    self.write(page, News::Whole(bytes))?;
                 }
-                Frame::Profiles(_) | Frame::Placements(_) => {}
-                Frame::End(end) => {
-                    ensure!(end.have.epoch != 0, "an end of no epoch");
-                    self.have = end.have;
-                    return Ok((news, end.more));
+                Frame::Rows(page, rows) => {
+                    news = true;
+                    self.write(page, News::Rows { rows, epoch, as_of })?;
                 }
+                Frame::Profiles(_) | Frame::Placements(_) | Frame::End(_) => {}
             }
         }
-        bail!("a sync reply of {} bytes was cut off", reply.len())
+        self.have = end.have;
+        Ok((news, end.more))
+    }
+
+    fn write(&mut self, page: u32, news: News<'_>) -> Result<()> {
+        let place = self.pages.get_mut(page as usize).context("a page beyond the table")?;
+        let Ok(new) = renewed(place.as_deref(), news) else { bail!("page {page} is not there for its rows") };
+        if let Some(bytes) = new {
+            *place = Some(bytes.into_owned());
+        }
+        Ok(())
     }
 
     /// What a prompt's holders hold of it: address and tokens, of every endpoint that holds a quarter or more, and some
