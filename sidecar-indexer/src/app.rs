@@ -87,12 +87,12 @@ impl App {
         this
     }
 
-    /// How long news is collected.
+    /// Least time between two messages of news to a gateway.
     pub fn coalesce(&self) -> Duration {
         Duration::from_millis(self.coalesce_ms.load(Ordering::Relaxed))
     }
 
-    /// News is collected so long from now on.
+    /// So it is from now on.
     pub fn set_coalesce(&self, coalesce: Duration) {
         let ms = u64::try_from(coalesce.as_millis()).unwrap_or(u64::MAX);
         self.coalesce_ms.store(ms, Ordering::Relaxed);

@@ -56,7 +56,8 @@ section! {
         /// memory, here and in every gateway.
         #[serde(default = "default_stride")]
         stride_bytes: u32 = "128",
-        /// News for gateways is collected this long before it is sent, in milliseconds.
+        /// Least time between two messages of news to a gateway, in milliseconds: news after a pause is sent at once, more
+        /// of it is collected so long. Less costs CPU here and in every gateway, more makes predictions late.
         #[serde(default = "default_coalesce")]
         coalesce_ms: u64 = "10",
         /// How often each engine's /metrics is read, in milliseconds.

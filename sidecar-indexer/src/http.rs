@@ -62,28 +62,24 @@ async fn sync(State(app): State<Arc<App>>, body: Bytes) -> Response {
         app.changed();
     }
     let held = Held::new(&app, request.gateway);
-    wait(&app, &request, arrived + Duration::from_millis(u64::from(request.wait_ms))).await;
+    wait(&app, &request, arrived).await;
     let (reply, sent) = app.state().reply(&request, Instant::now());
     drop(held);
     app.metrics.replied(reply.len(), sent);
     ([(header::CONTENT_TYPE, "application/octet-stream")], reply).into_response()
 }
 
-/// Until there is something to say to this gateway, or it has waited long enough.
-async fn wait(app: &App, request: &Request, deadline: Instant) {
+/// Until it is time to say something to this gateway, or it has waited long enough.
+async fn wait(app: &App, request: &Request, arrived: Instant) {
+    let deadline = arrived + Duration::from_millis(u64::from(request.wait_ms));
     let (mut changes, mut stopping) = (app.changes(), app.stopping());
-    loop {
-        let now = Instant::now();
-        let pending = app.state().pending(request, now);
+    while Instant::now() < deadline && !*stopping.borrow_and_update() {
+        let pending = app.state().pending(request, arrived, app.coalesce());
         let until = match pending {
-            _ if now >= deadline || *stopping.borrow_and_update() => return,
             Pending::Now => return,
-            Pending::News => {
-                tokio::time::sleep_until((now + app.coalesce()).min(deadline).into()).await;
-                return;
-            }
-            Pending::At(at) if at <= now => return,
-            Pending::At(at) => at.min(deadline),
+            Pending::News(at) => return tokio::time::sleep_until(at.min(deadline).into()).await,
+            Pending::Loads(at) if at <= Instant::now() => return,
+            Pending::Loads(at) => at.min(deadline),
             Pending::Nothing => deadline,
         };
         tokio::select! {

@@ -35,10 +35,10 @@ pub struct State {
 pub enum Pending {
     /// It has everything.
     Nothing,
-    /// Only loads changed: answer at this time.
-    At(Instant),
-    /// There is news: answer when no more is to be expected in a moment.
-    News,
+    /// Only loads changed: answer at this time, or when there is news.
+    Loads(Instant),
+    /// There is news: answer at this time.
+    News(Instant),
     /// It has nothing yet, or was told that there is more: answer at once.
     Now,
 }
@@ -82,11 +82,14 @@ impl State {
         self.models.leave(slot);
     }
 
-    /// Whether this gateway should be answered.
+    /// Whether this gateway should be answered, whose request came at `arrived`: with news no sooner than `coalesce` after
+    /// its last answer.
     #[must_use]
-    pub fn pending(&self, request: &Request, now: Instant) -> Pending {
+    pub fn pending(&self, request: &Request, arrived: Instant, coalesce: Duration) -> Pending {
         let (id, have) = (request.gateway, self.have(request));
         let table = self.index.table();
+        // Gateways beyond those that are kept are slowed down as well.
+        let last = self.gateways.last_answer(id).unwrap_or(arrived);
         if have.epoch == 0 || (self.gateways.expects_more(id) && table.version() > have.table) {
             return Pending::Now;
         }
@@ -95,10 +98,10 @@ impl State {
             || self.gateways.urgent_version() > have.fleet
             || self.gateways.placements_for(id, have.placements).next().is_some()
         {
-            return Pending::News;
+            return Pending::News(last + coalesce);
         }
         if self.gateways.view(id) > have.fleet {
-            return Pending::At(self.gateways.last_answer(id).map_or(now, |at| at + LOADS_EVERY));
+            return Pending::Loads(last + LOADS_EVERY);
         }
         Pending::Nothing
     }

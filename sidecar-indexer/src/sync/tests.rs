@@ -7,6 +7,8 @@ use affinity::rows::{News, renewed};
 use affinity::sync::{Load, read_frames};
 use std::collections::BTreeMap;
 
+const COALESCE: Duration = Duration::from_millis(10);
+
 fn state() -> State {
     let stride = Stride::new(8).unwrap();
     let index = Index::new(Options { stride, max_blocks: 1 << 20, tiers: vec![Tier::Gpu] }, 77);
@@ -43,7 +45,7 @@ fn who_gets_a_used_slot_has_no_events_before_the_table_is_had() {
     let (reply, end) = ask(&mut state, 1, old.have, now);
     assert_eq!(seen(&reply), Some(("127.0.0.1:9000".into(), false)));
     let request = Request { gateway: 1, have: end.have, wait_ms: 0, loads: Vec::new() };
-    assert_eq!(state.pending(&request, now), Pending::News);
+    assert_eq!(state.pending(&request, now, COALESCE), Pending::News(now + COALESCE));
     let (reply, end) = ask(&mut state, 1, end.have, now);
     assert_eq!(seen(&reply), Some(("127.0.0.1:9000".into(), true)));
     assert_eq!(fleet_in(&ask(&mut state, 1, end.have, now).0), None, "it is told once");
@@ -103,10 +105,10 @@ fn all_pages_arrive_in_replies_of_bounded_size_and_then_no_more() {
         (have, replies) = (end.have, replies + 1);
         let request = Request { gateway: 1, have, wait_ms: 0, loads: Vec::new() };
         if !end.more {
-            assert_eq!(state.pending(&request, now), Pending::Nothing);
+            assert_eq!(state.pending(&request, now, COALESCE), Pending::Nothing);
             break;
         }
-        assert_eq!(state.pending(&request, now), Pending::Now);
+        assert_eq!(state.pending(&request, now, COALESCE), Pending::Now);
     }
     assert!(replies > 1);
     assert_eq!(pages.values().sum::<usize>(), state.index.table().len());
@@ -228,6 +230,20 @@ fn whoever_is_too_far_behind_gets_pages() {
 }
 
 #[test]
+fn news_after_a_pause_is_sent_at_once_and_more_of_it_is_collected() {
+    let (mut state, start) = (state(), Instant::now());
+    fill(&mut state, 10);
+    let (_, end) = ask(&mut state, 1, Versions::default(), start);
+    let request = Request { gateway: 1, have: end.have, wait_ms: 0, loads: Vec::new() };
+    store(&mut state, 0, 77);
+    let (soon, late) = (start + COALESCE / 2, start + 5 * COALESCE);
+    assert_eq!(state.pending(&request, soon, COALESCE), Pending::News(start + COALESCE));
+    assert_eq!(state.pending(&request, late, COALESCE), Pending::News(start + COALESCE), "which is over");
+    let stranger = Request { gateway: 2, ..request };
+    assert_eq!(state.pending(&stranger, late, COALESCE), Pending::News(late + COALESCE));
+}
+
+#[test]
 fn a_change_between_two_parts_of_a_reply_is_not_lost() {
     let (mut state, now) = (state(), Instant::now());
     fill(&mut state, 60_000);
@@ -261,15 +277,15 @@ fn loads_of_others_wait_for_their_turn_and_health_does_not() {
     ask(&mut state, 2, Versions::default(), now);
     let (_, end) = ask(&mut state, 1, Versions::default(), now);
     let request = Request { gateway: 1, have: end.have, wait_ms: 0, loads: Vec::new() };
-    assert_eq!(state.pending(&request, now), Pending::Nothing);
+    assert_eq!(state.pending(&request, now, COALESCE), Pending::Nothing);
     let load = Load { slot: Slot(0), in_flight: 3, queued_tokens: 100 };
     state.gateways.report(2, &[load], now);
-    assert_eq!(state.pending(&request, now), Pending::At(now + LOADS_EVERY));
+    assert_eq!(state.pending(&request, now, COALESCE), Pending::Loads(now + LOADS_EVERY));
     for _ in 0..3 {
         let change = state.fleet.scraped(Slot(0), None, now);
         state.gateways.fleet_changed(change.status);
     }
-    assert_eq!(state.pending(&request, now), Pending::News);
+    assert_eq!(state.pending(&request, now, COALESCE), Pending::News(now + COALESCE));
     let (reply, _) = ask(&mut state, 1, end.have, now);
     let fleet = fleet_in(&reply).unwrap();
     assert_eq!((fleet.gateways, fleet.endpoints[0].remote_in_flight), (2, 3));
