@@ -27,9 +27,9 @@ const WAIT_MS: u16 = 1_000;
 /// The same where other gateways want to know our loads.
 const WAIT_SHARED_MS: u16 = 100;
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Answers that may be followed by the next question at once, per second; an indexer that has news coalesces it and
-/// stays below. Beyond, and whenever the indexer turns out to be another one, questions keep a distance.
-const PROMPT_PER_SECOND: u32 = 150;
+/// Answers that may be followed by the next question at once, per second; an indexer that coalesces its news for a
+/// millisecond stays below. Beyond, and whenever the indexer turns out to be another one, questions keep a distance.
+const PROMPT_PER_SECOND: u32 = 1_100;
 const DISTANCE_MS: u64 = 1_000;
 /// After failures, wait this long before asking again, doubling up to the second.
 const BACKOFF_MS: (u64, u64) = (100, 2_000);
@@ -106,8 +106,9 @@ impl Sync {
             plugin.count("sync", "lost");
         }
         // Two indexers behind one cluster would hand each other's gateways the whole table over and over; so would one whose
-        // pages cannot be written.
-        if (had != 0 && had != end.have.epoch) || !whole {
+        // pages cannot be written. A table that grew has the next epoch.
+        let other = had != 0 && had != end.have.epoch && had.checked_add(1) != Some(end.have.epoch);
+        if other || !whole {
             self.not_before_ms = now + DISTANCE_MS;
         }
         self.prompt += 1;
