@@ -12,6 +12,7 @@ use crate::subscriber::bind::{self, Switchboard};
 use crate::sync::State;
 use crate::{http, reload, zone};
 use anyhow::{Context, Result};
+use axum::serve::ListenerExt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,6 +104,10 @@ impl Server {
             stopping.stop();
         };
         let mut stopping = app.stopping();
+        // Otherwise the end of a reply may wait for the gateway to acknowledge its beginning, which it does at leisure.
+        let listener = listener.tap_io(|connection| {
+            let _ = connection.set_nodelay(true);
+        });
         let serving = axum::serve(listener, http::router(app)).with_graceful_shutdown(stop);
         tokio::select! {
             served = serving.into_future() => served.context("serving failed"),
