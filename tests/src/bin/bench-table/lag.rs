@@ -1,6 +1,8 @@
 //! From an event to a prediction that counts it, through real sockets, indexer and Envoy.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use affinity::Stride;
@@ -25,6 +27,8 @@ const ENGINES: usize = 4;
 const LONGEST: usize = 64;
 /// Blocks in a batch while caches are filled.
 const FILL: usize = 32;
+/// Longest pause before another batch is looked for.
+const PAUSE: Duration = Duration::from_millis(25);
 /// An event that is not seen by then never is.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,6 +40,8 @@ pub struct Lag {
     /// One request through Envoy and back, by itself.
     pub request_ms: f64,
     pub pages_per_second: f64,
+    pub rows_per_second: f64,
+    pub replies_per_second: f64,
     pub bytes_per_second: f64,
     /// CPU, in cores, while nobody sends requests.
     pub envoy: f64,
@@ -89,15 +95,16 @@ pub async fn measure(blocks: usize, rate: u32, held: usize, time: Duration) -> R
     let mut sources: Vec<Source> = sources.into_iter().map(|(source, _)| source).collect();
     let mut random = StdRng::seed_from_u64(11);
     fill(&mut sources, &phrases, &mut random, &stack, held).await?;
-    let (probes, wanted) = mpsc::channel(1);
+    let (probes, found) = mpsc::channel(1);
+    let wanted = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = oneshot::channel();
-    let publishing = tokio::spawn(publish(sources, phrases, random, blocks, rate, probes, stopped));
-    // Requests stop while CPU is measured: they are no part of what events cost.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let publishing = tokio::spawn(publish(sources, phrases, random, (blocks, rate), (probes, wanted.clone()), stopped));
+    // Requests stop while CPU is measured: they are no part of what events cost. Nor is the table's first transfer.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let before = Usage::now(&stack).await?;
     tokio::time::sleep((time / 4).max(Duration::from_secs(1))).await;
     let used = Usage::now(&stack).await?.since(&before);
-    let (mut lags, mut requests) = probe(&stack, wanted, time).await?;
+    let (mut lags, mut requests) = probe(&stack, found, &wanted, time).await?;
     let _ = stop.send(());
     publishing.await??;
     lags.sort_unstable_by(f64::total_cmp);
@@ -112,6 +119,8 @@ pub async fn measure(blocks: usize, rate: u32, held: usize, time: Duration) -> R
         most_ms: at(&lags, 1.0),
         request_ms: at(&requests, 0.5),
         pages_per_second: used.pages / seconds,
+        rows_per_second: used.rows / seconds,
+        replies_per_second: used.replies / seconds,
         bytes_per_second: used.bytes / seconds,
         envoy: used.envoy.as_secs_f64() / seconds,
         indexer: used.indexer.as_secs_f64() / seconds,
@@ -197,14 +206,14 @@ async fn fill(
     .await
 }
 
-/// Publishes at an even rate, source by source, until told to stop. Whenever nothing is looked for, a new batch is.
+/// Publishes at an even rate, source by source, until told to stop. Whenever a batch to look for is wanted, the next one is
+/// told of.
 async fn publish(
     mut sources: Vec<Source>,
     phrases: Phrases,
     mut random: StdRng,
-    blocks: usize,
-    rate: u32,
-    probes: mpsc::Sender<Probe>,
+    (blocks, rate): (usize, u32),
+    (probes, wanted): (mpsc::Sender<Probe>, Arc<AtomicBool>),
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
     let start = Instant::now();
@@ -216,24 +225,31 @@ async fn publish(
         }
         let source = &mut sources[n as usize % ENGINES];
         let published = source.store(blocks, &phrases, &mut random);
-        if let Ok(place) = probes.try_reserve()
+        if wanted.load(Relaxed)
             && let Some(probe) = source.probe(blocks, published, &phrases)?
         {
-            place.send(probe);
+            wanted.store(false, Relaxed);
+            probes.send(probe).await?;
         }
     }
     Ok(())
 }
 
 /// Looks for batches until the time is up: lags, and how long single requests took, in milliseconds.
-async fn probe(stack: &Stack, mut wanted: mpsc::Receiver<Probe>, time: Duration) -> Result<(Vec<f64>, Vec<f64>)> {
+async fn probe(
+    stack: &Stack,
+    mut found: mpsc::Receiver<Probe>,
+    wanted: &AtomicBool,
+    time: Duration,
+) -> Result<(Vec<f64>, Vec<f64>)> {
     let (url, client) = (stack.envoy.url("/v1/completions"), Client::new()?);
     let (mut lags, mut requests) = (Vec::new(), Vec::new());
-    // The one that waited while CPU was measured.
-    wanted.recv().await;
-    let end = Instant::now() + time;
+    let (end, mut random) = (Instant::now() + time, StdRng::seed_from_u64(12));
     while Instant::now() < end {
-        let probe = wanted.recv().await.context("the engines stopped publishing")?;
+        // What was seen came with a reply: without a pause, only batches right after replies would be looked for.
+        tokio::time::sleep(random.random_range(Duration::ZERO..PAUSE)).await;
+        wanted.store(true, Relaxed);
+        let probe = found.recv().await.context("the engines stopped publishing")?;
         let body = json!({"model": MODEL, "prompt": probe.prompt, "max_tokens": 1});
         loop {
             let asked = Instant::now();
@@ -269,6 +285,8 @@ struct Usage {
     envoy: Duration,
     indexer: Duration,
     pages: f64,
+    rows: f64,
+    replies: f64,
     bytes: f64,
 }
 
@@ -281,6 +299,8 @@ impl Usage {
             envoy: stack.envoy.process.cpu()?,
             indexer: stack.indexer.process.cpu()?,
             pages: metric(&metrics, "warmpath_sync_pages_total")?,
+            rows: metric(&metrics, "warmpath_sync_rows_total")?,
+            replies: metric(&metrics, "warmpath_sync_replies_total")?,
             bytes: metric(&metrics, "warmpath_sync_bytes_total")?,
         })
     }
@@ -292,6 +312,8 @@ impl Usage {
             envoy: self.envoy - before.envoy,
             indexer: self.indexer - before.indexer,
             pages: self.pages - before.pages,
+            rows: self.rows - before.rows,
+            replies: self.replies - before.replies,
             bytes: self.bytes - before.bytes,
         }
     }
