@@ -10,6 +10,7 @@ mod endpoints;
 mod failures;
 mod hold;
 mod loads;
+mod rows;
 mod selftest;
 
 use std::net::SocketAddr;
