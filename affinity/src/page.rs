@@ -63,6 +63,12 @@ pub fn one_holder(slot: Slot, tier: Tier) -> u16 {
     tier.code() << 13 | slot.0 & (Slot::LIMIT - 1)
 }
 
+/// What [`one_holder`] was made of; `None` for other words.
+#[must_use]
+pub fn holder(word: u16) -> Option<(Slot, Tier)> {
+    Some((Slot(word & (Slot::LIMIT - 1)), Tier::from_code(word >> 13)?))
+}
+
 /// No [`one_holder`] is as high as this.
 pub const MANY: u16 = SET;
 

@@ -5,7 +5,7 @@ use super::holder::{Holder, Keeper, Rooted};
 use super::runs::{BlockId, NO_BLOCK, NO_RUN, RUN};
 use super::tree::Tree;
 use affinity::Tier;
-use affinity::page::{MANY, page_of};
+use affinity::page::page_of;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 impl Index {
@@ -63,7 +63,7 @@ impl Tree {
         for (_, run) in used().filter(|(_, r)| !r.is_root()) {
             *forks.entry(run.parent).or_default() += 1;
         }
-        let (mut blocks, mut rows, mut leaves) = (0, BTreeSet::new(), BTreeSet::new());
+        let (mut blocks, mut rows, mut leaves) = (0, BTreeMap::new(), BTreeSet::new());
         for (n, run) in used() {
             let own = |offset: u8| forks.get(&BlockId::new(n, offset)).copied().unwrap_or(0);
             assert_eq!(run.forks().filter(|(o, c)| own(*o) == *c && *c > 0).count(), run.forks().count());
@@ -86,17 +86,27 @@ impl Tree {
                 self.check_holder(n, holder);
             }
             for offset in 0..run.len() as u8 {
-                let rooted: Vec<_> = run.holders.iter().filter_map(|h| h.rooted().at(offset)).collect();
-                for print in run.prints(offset.into(), self.stride).iter().filter(|_| !rooted.is_empty()) {
-                    let many = rooted.len() > 1;
-                    rows.insert((page_of(*print, self.table.bits()), print.0 as u32, BlockId::new(n, offset), many));
+                let (at_last, at_others) = run.tokens_at(offset.into(), self.stride);
+                for (keeper, tier) in run.holders.iter().filter_map(|h| Some((h.keeper, h.rooted().at(offset)?))) {
+                    let mut prints = run.prints(offset.into(), self.stride).iter().rev();
+                    let last = prints.next().map(|print| (print, at_last));
+                    for (print, tokens) in last.into_iter().chain(prints.map(|print| (print, at_others))) {
+                        let (least, slots) = rows.entry(*print).or_insert((tokens, BTreeMap::new()));
+                        *least = tokens.min(*least);
+                        let fastest = slots.entry(keeper.slot()).or_insert(tier);
+                        *fastest = tier.min(*fastest);
+                    }
                 }
             }
         }
         assert_eq!(blocks, self.len());
-        let told: BTreeSet<_> = (0..1u32 << self.table.bits())
-            .flat_map(|p| self.table.rows(p).iter().map(move |r| (p, r.key, r.block, r.holder == MANY)))
-            .collect();
+        let entries = (0..1u32 << self.table.bits()).flat_map(|page| {
+            let entries = self.table.entries(page);
+            assert!(entries.iter().all(|e| page_of(e.fingerprint, self.table.bits()) == page));
+            entries
+        });
+        let told: BTreeMap<_, _> =
+            entries.map(|e| (e.fingerprint, (e.tokens, e.holders.into_iter().collect::<BTreeMap<_, _>>()))).collect();
         assert_eq!(told, rows, "the table is what the tree says");
         let (mut listed, mut next, mut before) = (BTreeSet::new(), self.coldest, NO_RUN);
         while let Some(run) = self.run(next) {

@@ -15,10 +15,12 @@ mod changes;
 mod check;
 mod endpoint;
 mod holder;
+mod ordered;
 mod orphans;
 mod residents;
 mod room;
 mod runs;
+mod shares;
 mod snapshot;
 mod store;
 mod table;
@@ -148,31 +150,31 @@ impl Index {
 
     /// Lets the table grow to what it holds. To be called after a batch rather than after every event.
     pub fn settle(&mut self) {
-        self.tree.grow();
+        self.tree.table.grow();
     }
 
     /// The table.
     #[must_use]
     pub fn table(&self) -> &Table {
-        self.tree.table()
+        &self.tree.table
     }
 
     /// A page's bytes.
     #[must_use]
     pub fn page(&self, page: u32) -> Vec<u8> {
-        self.tree.page(page)
+        self.tree.table.page(page)
     }
 
     /// What the page says of these keys, which are sorted ([`affinity::rows`]).
     #[must_use]
     pub fn rows(&self, page: u32, keys: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
-        self.tree.rows(page, keys)
+        self.tree.table.rows_of(page, keys)
     }
 
     /// A page's entries, by fingerprint.
     #[must_use]
     pub fn entries(&self, page: u32) -> Vec<PageEntry> {
-        self.tree.entries(page)
+        self.tree.table.entries(page)
     }
 
     /// Totals.

@@ -3,20 +3,40 @@
 //! An entry takes 8 bytes: half of the mixed hash, and the block's place. The whole hash lies with the block, and is
 //! looked at there: see [`super::holder`].
 
-use super::runs::BlockId;
-use hashbrown::HashTable;
+use super::ordered::{Order, Ordered};
+use super::runs::{BlockId, NO_BLOCK};
 
-#[derive(Default)]
-pub(super) struct Residents(HashTable<(u32, BlockId)>);
+pub(super) struct Residents(Ordered<ByTag>);
+
+struct ByTag;
+
+impl Order for ByTag {
+    type Row = (u32, BlockId);
+    const GAP: Self::Row = (0, NO_BLOCK);
+
+    fn is_gap(row: &Self::Row) -> bool {
+        row.1 == NO_BLOCK
+    }
+
+    fn key(&self, row: &Self::Row) -> u64 {
+        key(row.0)
+    }
+}
+
+fn key(tag: u32) -> u64 {
+    u64::from(tag) << 32
+}
 
 /// Half of a hash. Engines' hashes may be small numbers, or differ in their high bits only.
 fn tag(hash: u64) -> u32 {
-    (hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
+    let h = (hash ^ hash >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    ((h ^ h >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 32) as u32
 }
 
-/// What the table wants: good bits high and low. From the tag alone, so that growing does not ask for hashes.
-fn spread(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+impl Default for Residents {
+    fn default() -> Self {
+        Self(Ordered::new(ByTag))
+    }
 }
 
 impl Residents {
@@ -26,33 +46,21 @@ impl Residents {
 
     /// The place of a block; `hash_at` tells the whole hash of a place.
     pub(super) fn get(&self, hash: u64, hash_at: impl Fn(BlockId) -> Option<u64>) -> Option<BlockId> {
-        let tag = tag(hash);
-        self.0.find(spread(tag), |(t, block)| *t == tag && hash_at(*block) == Some(hash)).map(|(_, block)| *block)
+        self.0.find(key(tag(hash)), |(_, block)| hash_at(*block) == Some(hash)).map(|(_, block)| *block)
     }
 
-    /// Brings the entries of these hashes into the cache, all at once: one by one they are waited for.
+    /// Reads ahead of what is asked about these hashes.
     pub(super) fn warm(&self, hashes: &[u64]) {
-        let there = |hash: &&u64| {
-            let tag = tag(**hash);
-            self.0.find(spread(tag), |(t, _)| *t == tag).is_some()
-        };
-        std::hint::black_box(hashes.iter().filter(there).count());
+        self.0.warm(hashes.iter().map(|hash| key(tag(*hash))));
     }
 
     /// The hash must not be there.
     pub(super) fn insert(&mut self, hash: u64, block: BlockId) {
-        let tag = tag(hash);
-        self.0.insert_unique(spread(tag), (tag, block), |(tag, _)| spread(*tag));
+        self.0.insert((tag(hash), block));
     }
 
     pub(super) fn remove(&mut self, hash: u64, block: BlockId) {
-        let tag = tag(hash);
-        if let Ok(entry) = self.0.find_entry(spread(tag), |(t, b)| *t == tag && *b == block) {
-            entry.remove();
-        }
-        if self.0.len() * 4 < self.0.capacity() {
-            self.0.shrink_to(self.0.len() * 2, |(tag, _)| spread(*tag));
-        }
+        self.0.remove(key(tag(hash)), |(_, b)| *b == block);
     }
 
     /// All places, in no order.
@@ -61,6 +69,23 @@ impl Residents {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.0.allocation_size()
+        self.0.bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// Small numbers, steps of a power of two, steps that a multiplication would undo: rows must not crowd.
+    #[test]
+    fn tags_of_hashes_in_a_row_are_spread() {
+        // The inverse of the first factor.
+        let undone = 0xF1DE_83E1_9937_733D_u64;
+        for step in [1, 3, 1 << 8, 1 << 32, 1 << 44, undone] {
+            let tags = |bits| (0..10_000).map(|i| tag(step.wrapping_mul(i)) >> bits).collect::<HashSet<_>>().len();
+            assert!(tags(0) > 9_990 && tags(20) > 3_700, "{step:x}: {} tags, {} of 4096", tags(0), tags(20));
+        }
     }
 }

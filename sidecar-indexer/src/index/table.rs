@@ -1,17 +1,17 @@
-//! The table's pages: which fingerprints there are, who holds them, and what changed since when.
+//! The table: which fingerprints there are, who holds them, and which pages changed since when.
 //!
-//! A row is a fingerprint's key and a block that completes it, with its page entry ready to be written; only where
-//! several endpoints hold it are they read from the block's run. 12 bytes.
+//! A row takes 16 bytes: a fingerprint, and who holds it. Where one holder does not say it all, it refers to [`Shares`].
 //!
-//! **Invariants:** rows of a page are sorted by key and belong to it; a row's block has a rooted holder; a page whose
+//! **Invariants:** a fingerprint has one row, if anybody holds it; rows lie by page, and within it by key; a page whose
 //! entries differ from what they were at version `v` has a version above `v`, unless the epoch changed; no two pages
 //! share a version but 0, so that "all up to `v`" is a clean cut; pages that ever changed form a list by version; every
 //! version but those of a growing table is that of one row's change, and the last ones' keys are kept.
 
 use super::changes::Changes;
-use super::runs::BlockId;
-use affinity::Fingerprint;
-use affinity::page::{MAX_BITS, page_of};
+use super::ordered::{Order, Ordered};
+use super::shares::{Share, Shares};
+use affinity::page::{MANY, MAX_BITS, PageEntry, PageWriter, granules, holder, page_of};
+use affinity::{Fingerprint, Slot, Tier, Tokens};
 
 /// A table starts with `2^START_BITS` pages.
 const START_BITS: u8 = 6;
@@ -20,48 +20,98 @@ const ROWS_PER_PAGE: usize = 256;
 /// No page: the ends of the list.
 const NO_PAGE: u32 = u32::MAX;
 
-/// Pages of rows, with versions.
+/// Rows by page, and the pages' versions.
 pub struct Table {
     epoch: u32,
-    bits: u8,
     version: u64,
-    /// Distinct keys within their pages. Where blocks differ only after a stride's end they complete the same one.
-    keys: usize,
+    rows: Ordered<ByPage>,
+    /// What rows refer to, and which of it is free.
+    shares: Vec<Shares>,
+    free: Vec<u32>,
     pages: Vec<Page>,
     newest: u32,
     changes: Changes,
 }
 
+#[derive(Clone, Copy)]
 struct Page {
-    rows: Vec<Row>,
     /// The table's version when this page last changed; 0 if it never did.
     version: u64,
     newer: u32,
     older: u32,
 }
 
-/// A fingerprint of a block that has a holder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    /// The fingerprint's lower half.
-    pub(super) key: u32,
-    pub(super) block: BlockId,
-    /// The only holder, as pages have it, or [`affinity::page::MANY`].
-    pub(super) holder: u16,
-    pub(super) granules: u16,
+/// Who holds a fingerprint.
+#[derive(Clone, Copy)]
+struct Row {
+    fingerprint: Fingerprint,
+    /// Of the only share; or which of [`Table::shares`].
+    tokens: u32,
+    /// Of the only share, or [`MANY`].
+    holder: u16,
+    /// How many blocks have that share; 0 in a gap.
+    count: u16,
+}
+
+/// Rows lie by page, and within it by key.
+struct ByPage {
+    bits: u8,
+}
+
+impl Order for ByPage {
+    type Row = Row;
+    const GAP: Row = Row { fingerprint: Fingerprint(0), tokens: 0, holder: 0, count: 0 };
+
+    fn is_gap(row: &Row) -> bool {
+        row.count == 0
+    }
+
+    fn key(&self, row: &Row) -> u64 {
+        self.place(row.fingerprint)
+    }
+}
+
+impl ByPage {
+    fn place(&self, fingerprint: Fingerprint) -> u64 {
+        let Fingerprint(print) = fingerprint;
+        let page = !(u64::MAX >> self.bits);
+        print & page | (print & u64::from(u32::MAX)) << (32 - self.bits)
+    }
+
+    /// Where a page begins; `None` after the last.
+    fn start(&self, page: u32) -> Option<u64> {
+        (page >> self.bits == 0).then(|| u64::from(page) << (64 - self.bits))
+    }
+}
+
+impl Row {
+    fn new(fingerprint: Fingerprint, share: Share) -> Self {
+        Self { fingerprint, tokens: share.tokens.0, holder: share.holder, count: 1 }
+    }
+
+    /// As pages have it.
+    fn key(&self) -> u32 {
+        self.fingerprint.0 as u32
+    }
+
+    /// The only share, with its count.
+    fn only(&self) -> Option<(Share, u32)> {
+        let share = Share { holder: self.holder, tokens: Tokens(self.tokens) };
+        (self.holder != MANY).then_some((share, self.count.into()))
+    }
 }
 
 impl Table {
     /// An empty table. `epoch` must not be 0 and should be random: it tells this run from earlier ones.
     #[must_use]
     pub fn new(epoch: u32) -> Self {
-        let pages = empty_pages(START_BITS);
         Self {
             epoch: epoch.max(1),
-            bits: START_BITS,
             version: 0,
-            keys: 0,
-            pages,
+            rows: Ordered::new(ByPage { bits: START_BITS }),
+            shares: Vec::new(),
+            free: Vec::new(),
+            pages: empty_pages(START_BITS),
             newest: NO_PAGE,
             changes: Changes::new(),
         }
@@ -76,7 +126,7 @@ impl Table {
     /// There are `2^bits` pages.
     #[must_use]
     pub fn bits(&self) -> u8 {
-        self.bits
+        self.rows.order().bits
     }
 
     /// The version of the latest change.
@@ -88,13 +138,13 @@ impl Table {
     /// How many fingerprints there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.keys
+        self.rows.len()
     }
 
     /// Whether there is no fingerprint.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keys == 0
+        self.len() == 0
     }
 
     /// Pages that changed after `version`, oldest change first: `(version, page)`. Costs what changed. After version 0
@@ -121,7 +171,7 @@ impl Table {
     #[must_use]
     pub fn keys_changed_since(&self, version: u64) -> Option<Vec<(u32, u32)>> {
         let changes = self.changes.since(version, self.version).filter(|_| version > 0)?;
-        let mut keys: Vec<_> = changes.map(|print| (page_of(print, self.bits), print.0 as u32)).collect();
+        let mut keys: Vec<_> = changes.map(|print| (page_of(print, self.bits()), print.0 as u32)).collect();
         keys.sort_unstable();
         keys.dedup();
         Some(keys)
@@ -130,90 +180,178 @@ impl Table {
     /// How many rows a page has: no fewer than it has entries.
     #[must_use]
     pub fn rows_in(&self, page: u32) -> usize {
-        self.rows(page).len()
+        self.rows(page).count()
     }
 
-    /// The rows of a page, by key.
-    pub(super) fn rows(&self, page: u32) -> &[Row] {
-        self.pages.get(page as usize).map_or(&[], |page| &page.rows)
+    /// Reads ahead of changes to these.
+    pub(super) fn warm(&self, fingerprints: &[Fingerprint]) {
+        self.rows.warm(fingerprints.iter().map(|print| self.rows.order().place(*print)));
     }
 
-    /// The rows of a key in a page.
-    pub(super) fn rows_of(&self, page: u32, key: u32) -> &[Row] {
-        let rows = self.rows(page);
-        let from = rows.partition_point(|row| row.key < key);
-        let same = rows.get(from..).unwrap_or_default().iter().take_while(|row| row.key == key).count();
-        rows.get(from..from + same).unwrap_or_default()
-    }
-
-    /// The holders of a block that completes `fingerprint` changed: this is its row now.
-    pub(super) fn set(&mut self, fingerprint: Fingerprint, row: Row) {
-        let number = self.touch(fingerprint);
-        let Some(page) = self.pages.get_mut(number as usize) else { return };
-        let at = page.at(&row);
-        match page.rows.get_mut(at).filter(|r| r.is(&row)) {
-            Some(there) => *there = row,
-            None => {
-                if page.rows.len() == page.rows.capacity() {
-                    page.rows.reserve_exact(page.rows.len() / 8 + 4);
+    /// A block that completes `fingerprint` had this share, and now has that.
+    pub(super) fn change(&mut self, fingerprint: Fingerprint, was: Option<Share>, is: Option<Share>) {
+        if was == is {
+            return;
+        }
+        self.renew(page_of(fingerprint, self.bits()));
+        self.changes.note(self.version, fingerprint);
+        let (place, same) = (self.rows.order().place(fingerprint), |row: &Row| row.fingerprint == fingerprint);
+        let Some(row) = self.rows.find_mut(place, same) else {
+            if let Some(share) = is {
+                self.rows.insert(Row::new(fingerprint, share));
+            }
+            return;
+        };
+        match (row.only(), was, is) {
+            (Some((share, 1)), Some(was), Some(is)) if share == was => *row = Row::new(fingerprint, is),
+            (Some((share, 1)), Some(was), None) if share == was => drop(self.rows.remove(place, same)),
+            (Some((share, _)), Some(was), None) if share == was => row.count -= 1,
+            (Some((share, _)), None, Some(is)) if share == is && row.count < u16::MAX => row.count += 1,
+            (only, was, is) => {
+                let number = match only {
+                    None => row.tokens,
+                    Some((share, count)) => {
+                        let number = self.free.pop().unwrap_or(self.shares.len() as u32);
+                        if self.shares.len() <= number as usize {
+                            self.shares.push(Shares::default());
+                        }
+                        if let Some(shares) = self.shares.get_mut(number as usize) {
+                            shares.add(share, count);
+                        }
+                        (row.holder, row.tokens, row.count) = (MANY, number, 1);
+                        number
+                    }
+                };
+                let Some(shares) = self.shares.get_mut(number as usize) else { return };
+                was.into_iter().for_each(|was| shares.remove(was));
+                is.into_iter().for_each(|is| shares.add(is, 1));
+                // What fits into the row goes back there.
+                let fits = shares.only().and_then(|(share, count)| Some((share, u16::try_from(count).ok()?)));
+                if let Some((share, count)) = fits {
+                    *row = Row { count, ..Row::new(fingerprint, share) };
                 }
-                self.keys += usize::from(!page.has(at, row.key));
-                page.rows.insert(at, row);
+                if shares.is_empty() {
+                    self.rows.remove(place, same);
+                } else if fits.is_none() {
+                    return;
+                }
+                if let Some(shares) = self.shares.get_mut(number as usize) {
+                    *shares = Shares::default();
+                }
+                self.free.push(number);
             }
         }
     }
 
-    /// A block that completes `fingerprint` has no holder any more.
-    pub(super) fn unset(&mut self, fingerprint: Fingerprint, block: BlockId) {
-        let row = Row { key: fingerprint.0 as u32, block, holder: 0, granules: 0 };
-        let number = self.touch(fingerprint);
-        let Some(page) = self.pages.get_mut(number as usize) else { return };
-        let at = page.at(&row);
-        if page.rows.get(at).is_some_and(|r| r.is(&row)) {
-            page.rows.remove(at);
-            self.keys -= usize::from(!page.has(at, row.key));
-            if page.rows.len() * 2 + 16 < page.rows.capacity() {
-                page.rows.shrink_to(page.rows.len() + page.rows.len() / 8);
+    fn rows(&self, page: u32) -> impl Iterator<Item = &Row> + Clone {
+        let order = self.rows.order();
+        // There is nothing in pages beyond the last.
+        let nothing = (u64::MAX, Some(u64::MAX));
+        let (start, end) = order.start(page).map_or(nothing, |start| (start, order.start(page + 1)));
+        self.rows.range(start, end)
+    }
+
+    /// Who holds a row's fingerprint, and the tokens.
+    fn many(&self, row: &Row, holders: &mut Vec<(Slot, Tier)>) -> Tokens {
+        holders.clear();
+        match row.only() {
+            Some((share, _)) => {
+                holders.extend(holder(share.holder));
+                share.tokens
+            }
+            None => {
+                let Some(shares) = self.shares.get(row.tokens as usize) else { return Tokens(0) };
+                holders.extend(shares.holders());
+                shares.tokens()
             }
         }
+    }
+
+    /// A page's bytes.
+    pub(super) fn page(&self, page: u32) -> Vec<u8> {
+        let rows = self.rows(page);
+        let mut out = PageWriter::new(self.epoch, self.version, rows.clone().count());
+        let (mut rows, mut holders, mut before) = (rows.peekable(), Vec::new(), None);
+        while let Some(row) = rows.next() {
+            let key = row.key();
+            // Two fingerprints with one key: neither can be told from the other, so neither is offered.
+            if before.replace(key) != Some(key) && rows.peek().is_none_or(|next| next.key() != key) {
+                self.write(&mut out, row, &mut holders);
+            }
+        }
+        out.finish()
+    }
+
+    /// What the page says of these keys, which are sorted, as rows to be laid over it.
+    pub(super) fn rows_of(&self, page: u32, keys: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
+        let (mut out, mut holders) = (PageWriter::of_rows(keys.len()), Vec::new());
+        for key in keys {
+            let mut rows = self.rows_with(page, key);
+            match (rows.next(), rows.next()) {
+                (Some(row), None) if self.write(&mut out, row, &mut holders) => {}
+                _ => out.gone(key),
+            }
+        }
+        out.finish()
+    }
+
+    fn rows_with(&self, page: u32, key: u32) -> impl Iterator<Item = &Row> {
+        let start = self.rows.order().start(page).map(|start| start | u64::from(key) << (32 - self.bits()));
+        let place = start.unwrap_or(u64::MAX - 1);
+        self.rows.range(place, Some(place + 1))
+    }
+
+    /// Writes a row's entry; `holders` is for use here. False if it is left out.
+    fn write(&self, out: &mut PageWriter, row: &Row, holders: &mut Vec<(Slot, Tier)>) -> bool {
+        match row.only() {
+            Some((share, _)) => {
+                out.one(row.key(), share.holder, granules(share.tokens));
+                true
+            }
+            None => {
+                let tokens = self.many(row, holders);
+                out.many(row.key(), holders, granules(tokens))
+            }
+        }
+    }
+
+    /// A page's entries by fingerprint, those included that pages leave out as they share a key.
+    pub(super) fn entries(&self, page: u32) -> Vec<PageEntry> {
+        let entry = |row: &Row| {
+            let mut holders = Vec::new();
+            let tokens = self.many(row, &mut holders);
+            PageEntry { fingerprint: row.fingerprint, tokens, holders }
+        };
+        let mut entries: Vec<_> = self.rows(page).map(entry).collect();
+        entries.sort_unstable_by_key(|entry| entry.fingerprint);
+        entries
     }
 
     /// Doubles the number of pages while they are too full. Another layout is another epoch: filters start afresh.
-    /// `fingerprint` tells that of a row.
-    pub(super) fn grow(&mut self, fingerprint: impl Fn(&Row) -> Option<Fingerprint>) {
-        let mut bits = self.bits;
-        while bits < MAX_BITS && self.keys > ROWS_PER_PAGE << bits {
-            bits += 1;
+    pub(super) fn grow(&mut self) {
+        let before = self.bits();
+        while self.bits() < MAX_BITS && self.len() > ROWS_PER_PAGE << self.bits() {
+            self.split();
         }
-        if bits == self.bits {
+        if self.bits() == before {
             return;
         }
-        let mut pages = empty_pages(bits);
-        let mut keys = 0;
-        // Pages are cut by the top bits: rows sorted within their page stay so within their new ones.
-        for old in std::mem::take(&mut self.pages) {
-            for row in old.rows {
-                let number = fingerprint(&row).map_or(NO_PAGE, |fingerprint| page_of(fingerprint, bits));
-                let Some(page) = pages.get_mut(number as usize) else { continue };
-                if page.rows.len() == page.rows.capacity() {
-                    page.rows.reserve_exact(page.rows.len() / 8 + 16);
-                }
-                keys += usize::from(!page.has(page.rows.len(), row.key));
-                page.rows.push(row);
-            }
-        }
-        (self.pages, self.keys, self.bits, self.newest) = (pages, keys, bits, NO_PAGE);
-        (0..1 << bits).for_each(|number| self.renew(number));
+        (self.pages, self.newest) = (empty_pages(self.bits()), NO_PAGE);
+        (0..1 << self.bits()).for_each(|number| self.renew(number));
         self.changes.forget(self.version);
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);
     }
 
-    /// The page of a fingerprint, which is about to change.
-    fn touch(&mut self, fingerprint: Fingerprint) -> u32 {
-        let number = page_of(fingerprint, self.bits);
-        self.renew(number);
-        self.changes.note(self.version, fingerprint);
-        number
+    /// Cuts each page in two. Rows stay sorted within their halves.
+    fn split(&mut self) {
+        let bits = self.bits();
+        let mut rows = Vec::with_capacity(self.len());
+        for page in 0..1 << bits {
+            let upper = |row: &&Row| page_of(row.fingerprint, bits + 1) & 1 == 1;
+            rows.extend(self.rows(page).filter(|row| !upper(row)));
+            rows.extend(self.rows(page).filter(upper));
+        }
+        self.rows.reorder(ByPage { bits: bits + 1 }, rows.into_iter());
     }
 
     /// Gives a page a new version.
@@ -240,58 +378,30 @@ impl Table {
 
     /// Memory that it takes.
     pub(super) fn bytes(&self) -> usize {
-        let rows: usize = self.pages.iter().map(|page| super::allocated::<Row>(page.rows.capacity())).sum();
-        rows + super::allocated::<Page>(self.pages.capacity()) + self.changes.bytes()
-    }
-}
-
-impl Page {
-    /// Where a row is or would be. Keys are spread evenly: it lies near its share of the page, mostly on the same few
-    /// cache lines.
-    fn at(&self, row: &Row) -> usize {
-        const NEAR: usize = 16;
-        let before = |r: &Row| (r.key, r.block) < (row.key, row.block);
-        let guess = ((self.rows.len() as u64 * u64::from(row.key)) >> 32) as usize;
-        let (from, to) = (guess.saturating_sub(NEAR), guess + NEAR);
-        let starts = from == 0 || self.rows.get(from - 1).is_some_and(before);
-        let ends = self.rows.get(to).is_none_or(|r| !before(r));
-        match self.rows.get(from..to.min(self.rows.len())) {
-            Some(near) if starts && ends => from + near.partition_point(before),
-            _ => self.rows.partition_point(before),
-        }
-    }
-
-    /// Whether a row of this key lies on either side of this place, where all of that key are or would be.
-    fn has(&self, at: usize, key: u32) -> bool {
-        let is = |at: usize| self.rows.get(at).is_some_and(|r| r.key == key);
-        is(at) || at.checked_sub(1).is_some_and(is)
-    }
-}
-
-impl Row {
-    /// Whether both are of the same fingerprint and block.
-    fn is(&self, other: &Self) -> bool {
-        (self.key, self.block) == (other.key, other.block)
+        self.rows.bytes()
+            + super::allocated::<Shares>(self.shares.capacity())
+            + self.shares.iter().map(Shares::bytes).sum::<usize>()
+            + super::allocated::<u32>(self.free.capacity())
+            + super::allocated::<Page>(self.pages.capacity())
+            + self.changes.bytes()
     }
 }
 
 fn empty_pages(bits: u8) -> Vec<Page> {
-    let empty = || Page { rows: Vec::new(), version: 0, newer: NO_PAGE, older: NO_PAGE };
-    std::iter::repeat_with(empty).take(1 << bits).collect()
+    vec![Page { version: 0, newer: NO_PAGE, older: NO_PAGE }; 1 << bits]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
+    use affinity::page::{encode_page, one_holder};
 
     fn fingerprint(i: u64) -> Fingerprint {
         Fingerprint(i.wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
-    fn set(table: &mut Table, i: u64, block: u32, holder: u16) {
-        let row = Row { key: fingerprint(i).0 as u32, block: BlockId::new(block, 0), holder, granules: 1 };
-        table.set(fingerprint(i), row);
+    fn share(slot: u16, tokens: u32) -> Option<Share> {
+        Some(Share { holder: one_holder(Slot(slot), Tier::Gpu), tokens: Tokens(tokens) })
     }
 
     #[test]
@@ -299,14 +409,14 @@ mod tests {
         let mut table = Table::new(7);
         assert_eq!(table.changed_since(0), []);
         for i in 0..200 {
-            set(&mut table, i, 1, 0);
+            table.change(fingerprint(i), None, share(0, 16));
         }
         let all = table.changed_since(0);
         assert!(all.len() == 64 && all.is_sorted());
         let (half, _) = all[all.len() / 2];
         assert_eq!(table.changed_since(half), all[all.len() / 2 + 1..]);
         assert_eq!(table.changed_since(table.version()), []);
-        set(&mut table, 3, 1, 9);
+        table.change(fingerprint(3), share(0, 16), share(9, 16));
         assert_eq!(table.changed_since(all[all.len() - 1].0).len(), 1);
         assert_eq!(table.changed_since(0).len(), all.len(), "none is lost, none twice");
     }
@@ -315,7 +425,7 @@ mod tests {
     fn keys_that_changed_are_told_by_page_unless_too_much_did() {
         let mut table = Table::new(7);
         for i in 0..200 {
-            set(&mut table, i, 1, 0);
+            table.change(fingerprint(i), None, share(0, 16));
         }
         assert_eq!(table.keys_changed_since(0), None, "who has no pages cannot use rows");
         let seen = table.version();
@@ -323,46 +433,53 @@ mod tests {
             [3, 5, 300].map(|i| (page_of(fingerprint(i), table.bits()), fingerprint(i).0 as u32)).to_vec();
         expected.sort_unstable();
         for i in [3, 5, 3, 300] {
-            set(&mut table, i, 2, 9);
+            table.change(fingerprint(i), None, share(9, 16));
         }
-        table.unset(fingerprint(5), BlockId::new(2, 0));
+        table.change(fingerprint(5), share(9, 16), None);
         assert_eq!(table.keys_changed_since(seen), Some(expected));
-        for i in 0..100_000 {
-            set(&mut table, i, 1, 0);
+        for i in 1_000..101_000 {
+            table.change(fingerprint(i), None, share(0, 16));
         }
         assert_eq!(table.keys_changed_since(seen), None);
         let seen = table.version();
-        table.grow(|_| Some(Fingerprint(0)));
+        table.grow();
         assert_eq!(table.keys_changed_since(seen), None, "of another layout");
         assert_eq!(table.keys_changed_since(table.version()), Some(vec![]));
     }
 
     #[test]
-    fn a_fingerprint_has_a_row_for_each_of_its_blocks() {
+    fn a_row_says_who_holds_any_of_its_blocks_however_many_they_are() {
         let mut table = Table::new(7);
-        let page = page_of(fingerprint(1), table.bits());
-        let rows = |table: &Table| table.rows(page).iter().map(|r| (r.block.run(), r.holder)).collect::<Vec<_>>();
-        set(&mut table, 1, 2, 5);
-        set(&mut table, 1, 1, 6);
-        set(&mut table, 1, 2, 7);
-        assert_eq!((table.len(), rows(&table)), (1, vec![(1, 6), (2, 7)]));
-        table.unset(fingerprint(1), BlockId::new(1, 0));
-        table.unset(fingerprint(1), BlockId::new(1, 0));
-        assert_eq!((table.len(), rows(&table)), (1, vec![(2, 7)]));
-        table.unset(fingerprint(1), BlockId::new(2, 0));
-        assert!(table.is_empty());
+        let print = fingerprint(1);
+        let page = page_of(print, table.bits());
+        let says = |table: &Table| {
+            let entries = table.entries(page);
+            assert_eq!(table.page(page), encode_page(table.epoch(), table.version(), &entries));
+            let entry = |e: &PageEntry| (e.tokens.0, e.holders.iter().map(|(slot, _)| slot.0).collect::<Vec<_>>());
+            entries.iter().map(entry).collect::<Vec<_>>()
+        };
+        // More blocks than a row can count.
+        let many = 70_000;
+        (0..many).for_each(|_| table.change(print, None, share(5, 32)));
+        assert_eq!((table.len(), says(&table)), (1, vec![(32, vec![5])]));
+        table.change(print, None, share(2, 16));
+        table.change(print, share(5, 32), share(7, 32));
+        assert_eq!(says(&table), [(16, vec![2, 5, 7])]);
+        table.change(print, share(2, 16), None);
+        assert_eq!(says(&table), [(32, vec![5, 7])]);
+        (1..many).for_each(|_| table.change(print, share(5, 32), None));
+        assert_eq!((says(&table), table.shares[0].bytes()), (vec![(32, vec![7])], 0));
+        table.change(print, share(7, 32), None);
+        assert!(table.is_empty() && table.free == [0]);
     }
 
     #[test]
-    fn growing_keeps_every_row_findable_and_changes_the_epoch() {
+    fn growing_keeps_every_row_and_changes_the_epoch() {
         let mut table = Table::new(u32::MAX);
         let n = 40_000;
-        let by_key: HashMap<u32, u64> = (0..n).map(|i| (fingerprint(i).0 as u32, i)).collect();
-        for i in 0..n {
-            set(&mut table, i, 1, 0);
-        }
+        (0..n).for_each(|i| table.change(fingerprint(i), None, share(0, 16)));
         let seen = table.version();
-        table.grow(|row| Some(fingerprint(by_key[&row.key])));
+        table.grow();
         assert_eq!((table.bits(), table.epoch(), table.len()), (8, 1, n as usize));
         let new = table.changed_since(seen);
         assert_eq!(new.len(), 256, "every page is new");
@@ -370,15 +487,30 @@ mod tests {
             new.windows(2).all(|pair| pair[0].0 < pair[1].0),
             "pages that share a version get lost between replies"
         );
+        let entries: usize = (0..256).map(|page| table.entries(page).len()).sum();
+        let belong = |page: u32| table.entries(page).iter().all(|e| page_of(e.fingerprint, 8) == page);
+        assert!(entries == n as usize && (0..256).all(belong));
         let fixed = table.changes.bytes();
         let full = table.bytes() - fixed;
-        for i in 0..n {
-            table.unset(fingerprint(i), BlockId::new(1, 0));
-        }
+        (0..n).for_each(|i| table.change(fingerprint(i), share(0, 16), None));
         let left = table.bytes() - fixed;
         assert!(table.is_empty() && left < full / 10, "{left} of {full}");
         let epoch = table.epoch();
-        table.grow(|_| None);
+        table.grow();
         assert_eq!(table.epoch(), epoch);
+    }
+
+    /// The last page's range has no end.
+    #[test]
+    fn keys_at_the_ends_of_pages_stay_in_their_pages() {
+        let mut table = Table::new(7);
+        let prints = |page: u64| [0, u32::MAX].map(|key| Fingerprint(page << 58 | u64::from(key)));
+        for page in 0..64 {
+            prints(page).into_iter().for_each(|print| table.change(print, None, share(1, 16)));
+        }
+        for page in 0..64 {
+            let entries = table.entries(page);
+            assert!(entries.iter().map(|e| e.fingerprint).eq(prints(page.into())), "page {page}");
+        }
     }
 }

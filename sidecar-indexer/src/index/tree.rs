@@ -4,15 +4,16 @@
 //! rooted holders go into the table.
 //!
 //! **Invariants:** `rooted(b) = resident(b) and rooted(parent(b))` for every keeper, with the slower of the two
-//! tiers; the table has a row for each fingerprint of a block if and only if the block has a rooted holder; a run's last
+//! tiers; the table was told of every rooted holder of a block, for each of the block's fingerprints; a run's last
 //! block has a resident or something attached to it, and a run without blocks is freed, so a [`BlockId`] may be kept only
 //! by whoever made a keeper hold it; the leaves, runs to which nothing is attached, form a list from coldest to hottest.
 
 use super::holder::{Holder, Keeper, Rooted};
 use super::runs::{BlockId, Content, MOST_RUNS, NO_BLOCK, NO_RUN, Run};
-use super::table::{Row, Table};
-use affinity::page::{MANY, PageEntry, PageWriter, granules, one_holder};
-use affinity::{Chain, Fingerprint, Slot, Stride, Tier, Tokens};
+use super::shares::Share;
+use super::table::Table;
+use affinity::page::one_holder;
+use affinity::{Chain, Fingerprint, Stride, Tier, Tokens};
 use hashbrown::HashTable;
 
 pub(super) struct Tree {
@@ -66,10 +67,6 @@ impl Tree {
     /// How many distinct blocks there are.
     pub(super) fn len(&self) -> usize {
         self.blocks
-    }
-
-    pub(super) fn table(&self) -> &Table {
-        &self.table
     }
 
     pub(super) fn run(&self, run: u32) -> Option<&Run> {
@@ -243,10 +240,8 @@ impl Tree {
         let mut stale = std::mem::take(&mut self.stale);
         stale.push((run, before, after));
         while let Some((run, before, after)) = stale.pop() {
+            self.tell(run, keeper, before, after);
             let range = before.changes(after);
-            for offset in range.clone().filter(|offset| before.at(*offset) != after.at(*offset)) {
-                self.tell(run, offset);
-            }
             let Some(above) = self.run(run).filter(|r| r.forks_within(&range)) else { continue };
             let mut below = above.holder(keeper).map_or(NO_RUN, |h| h.first_below);
             while let Some(r) = self.run_mut(below) {
@@ -264,22 +259,23 @@ impl Tree {
         self.stale = stale;
     }
 
-    /// Brings the table's rows of a block up to date.
-    fn tell(&mut self, run: u32, offset: u8) {
+    /// Tells the table how far a keeper's blocks of a run were rooted, and how far they are now.
+    fn tell(&mut self, run: u32, keeper: Keeper, before: Rooted, after: Rooted) {
         let Some(r) = self.runs.get(run as usize) else { return };
-        let prints = r.prints(usize::from(offset), self.stride);
-        let Some((last, others)) = prints.split_last() else { return };
-        let block = BlockId::new(run, offset);
-        let mut rooted = r.holders.iter().filter_map(|h| Some((h.keeper.slot(), h.rooted().at(offset)?)));
-        let Some((slot, tier)) = rooted.next() else {
-            prints.iter().for_each(|print| self.table.unset(*print, block));
-            return;
-        };
-        let holder = if rooted.next().is_some() { MANY } else { one_holder(slot, tier) };
-        let (at_last, at_others) = r.tokens_at(usize::from(offset), self.stride);
-        let row = |print: &Fingerprint, tokens| Row { key: print.0 as u32, block, holder, granules: granules(tokens) };
-        others.iter().for_each(|print| self.table.set(*print, row(print, at_others)));
-        self.table.set(*last, row(last, at_last));
+        let slot = keeper.slot();
+        for offset in before.changes(after) {
+            let (was, is) = (before.at(offset), after.at(offset));
+            if was == is {
+                continue;
+            }
+            let Some((last, others)) = r.prints(usize::from(offset), self.stride).split_last() else { continue };
+            let (at_last, at_others) = r.tokens_at(usize::from(offset), self.stride);
+            let share = |tier: Option<Tier>, tokens| tier.map(|tier| Share { holder: one_holder(slot, tier), tokens });
+            for print in others {
+                self.table.change(*print, share(was, at_others), share(is, at_others));
+            }
+            self.table.change(*last, share(was, at_last), share(is, at_last));
+        }
     }
 
     /// Removes a keeper's holder from a run if nothing needs it, likewise above it; frees what is left empty.
@@ -395,91 +391,6 @@ impl Tree {
         }
     }
 
-    /// Lets the table grow to what it holds.
-    pub(super) fn grow(&mut self) {
-        let (runs, stride) = (&self.runs, self.stride);
-        self.table.grow(|row| print_of(runs, stride, row));
-    }
-
-    /// A page's bytes.
-    pub(super) fn page(&self, page: u32) -> Vec<u8> {
-        let rows = self.table.rows(page);
-        let mut out = PageWriter::new(self.table.epoch(), self.table.version(), rows.len());
-        for same in rows.chunk_by(|a, b| a.key == b.key) {
-            self.write(&mut out, same);
-        }
-        out.finish()
-    }
-
-    /// What the page says of these keys, which are sorted, as rows to be laid over it.
-    pub(super) fn rows(&self, page: u32, keys: impl ExactSizeIterator<Item = u32>) -> Vec<u8> {
-        let mut out = PageWriter::of_rows(keys.len());
-        for key in keys {
-            if !self.write(&mut out, self.table.rows_of(page, key)) {
-                out.gone(key);
-            }
-        }
-        out.finish()
-    }
-
-    /// Writes the entry of rows that share a key, if there is one.
-    fn write(&self, out: &mut PageWriter, same: &[Row]) -> bool {
-        match same {
-            [] => false,
-            [row] if row.holder != MANY => {
-                out.one(row.key, row.holder, row.granules);
-                true
-            }
-            _ => {
-                let mut entries = self.merged(same);
-                // Two fingerprints with one key: neither can be told from the other, so neither is offered.
-                match (entries.next(), entries.next()) {
-                    (Some(entry), None) => out.many(entry.fingerprint.0 as u32, &entry.holders, granules(entry.tokens)),
-                    _ => false,
-                }
-            }
-        }
-    }
-
-    /// A page's entries, as they are before pages leave out keys that several share.
-    pub(super) fn entries(&self, page: u32) -> Vec<PageEntry> {
-        let mut entries: Vec<_> =
-            self.table.rows(page).chunk_by(|a, b| a.key == b.key).flat_map(|same| self.merged(same)).collect();
-        entries.sort_unstable_by_key(|entry| entry.fingerprint);
-        entries
-    }
-
-    /// The entries of rows that share a key.
-    fn merged(&self, rows: &[Row]) -> impl Iterator<Item = PageEntry> {
-        let mut sources: Vec<(Fingerprint, Tokens, BlockId)> = Vec::with_capacity(rows.len());
-        for row in rows {
-            let Some(run) = self.run(row.block.run()) else { continue };
-            let offset = usize::from(row.block.offset());
-            let (at_last, at_others) = run.tokens_at(offset, self.stride);
-            let prints = run.prints(offset, self.stride);
-            let own = prints.iter().enumerate().filter(|(_, print)| print.0 as u32 == row.key);
-            sources.extend(
-                own.map(|(i, print)| (*print, if i + 1 == prints.len() { at_last } else { at_others }, row.block)),
-            );
-        }
-        sources.sort_unstable_by_key(|(fingerprint, _, block)| (*fingerprint, *block));
-        let entry = |same: &[(Fingerprint, Tokens, BlockId)]| {
-            let holders = same.iter().filter_map(|(_, _, block)| Some((self.run(block.run())?, block.offset())));
-            let rooted = |(run, offset): (&'_ Run, u8)| {
-                let holder = |h: &Holder| Some((h.keeper.slot(), h.rooted().at(offset)?));
-                run.holders.iter().filter_map(holder).collect::<Vec<_>>()
-            };
-            let mut holders: Vec<(Slot, Tier)> = holders.flat_map(rooted).collect();
-            holders.sort_unstable();
-            holders.dedup_by_key(|(slot, _)| *slot);
-            // Two tokenisations of the same bytes: the entry must be true of both.
-            let tokens = same.iter().map(|(_, tokens, _)| *tokens).min().unwrap_or_default();
-            PageEntry { fingerprint: same.first().map_or(Fingerprint(0), |s| s.0), tokens, holders }
-        };
-        let entries: Vec<_> = sources.chunk_by(|a, b| a.0 == b.0).map(entry).collect();
-        entries.into_iter()
-    }
-
     /// Memory that it takes, the table included.
     pub(super) fn bytes(&self) -> usize {
         super::allocated::<Run>(self.runs.capacity())
@@ -493,10 +404,4 @@ impl Tree {
 /// What a run that is there is found by.
 fn key_of(runs: &[Run], stride: Stride, run: u32) -> u64 {
     runs.get(run as usize).map_or(0, |r| first_key(r.parent, &r.content(0, stride)))
-}
-
-/// The fingerprint of a row.
-fn print_of(runs: &[Run], stride: Stride, row: &Row) -> Option<Fingerprint> {
-    let run = runs.get(row.block.run() as usize)?;
-    run.prints(usize::from(row.block.offset()), stride).iter().find(|print| print.0 as u32 == row.key).copied()
 }
