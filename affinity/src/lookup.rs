@@ -8,9 +8,9 @@
 //! The number of probes is bounded; when it runs out, a holder's match is the deepest one seen (undercounted).
 
 use crate::fingerprint::Fingerprint;
-use crate::order::sort_by_key;
-use crate::page::{Found, PageView, page_of};
+use crate::page::{Found, PageView, holder, page_of};
 use crate::units::{Slot, Tier, Tokens};
+use std::ops::Range;
 
 /// Where the table is: what the fleet page says of it.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +40,8 @@ pub const PROBES: u32 = 32;
 struct Probe {
     stride: u32,
     tokens: Tokens,
-    /// Empty when the table has no such stride.
-    holders: Vec<(Slot, Tier)>,
+    /// Which of [`Probes::words`] say who holds it: none when the table has no such stride.
+    holders: Range<usize>,
 }
 
 /// The probes made so far.
@@ -49,15 +49,56 @@ struct Probes<'a, R> {
     prefixes: &'a [Fingerprint],
     layout: Layout,
     read: R,
+    /// By stride.
     made: Vec<Probe>,
+    /// Holders as pages have them; each probe's by slot.
+    words: Vec<u16>,
+}
+
+fn slot_of(word: u16) -> u16 {
+    word & (Slot::LIMIT - 1)
+}
+
+impl<R> Probes<'_, R> {
+    fn holders(&self, probe: &Probe) -> &[u16] {
+        self.words.get(probe.holders.clone()).unwrap_or_default()
+    }
+
+    fn holds(&self, probe: &Probe, slot: u16) -> bool {
+        self.holders(probe).binary_search_by_key(&slot, |word| slot_of(*word)).is_ok()
+    }
+
+    /// Everybody that was met, by slot, with the deepest stride that shows it.
+    fn matches(&self) -> Vec<Match> {
+        let (mut matches, mut before): (Vec<Match>, &[u16]) = (Vec::new(), &[]);
+        for p in self.made.iter().rev() {
+            // A prefix that many share is often held by the same ones at every stride.
+            let words = self.holders(p);
+            if words == std::mem::replace(&mut before, words) {
+                continue;
+            }
+            for (slot, tier) in words.iter().filter_map(|word| holder(*word)) {
+                match matches.binary_search_by_key(&slot, |m| m.slot) {
+                    Err(at) => matches.insert(at, Match { slot, tier, stride: p.stride, tokens: p.tokens }),
+                    Ok(at) => {
+                        if let Some(m) = matches.get_mut(at) {
+                            m.tier = m.tier.max(tier);
+                        }
+                    }
+                }
+            }
+        }
+        matches
+    }
 }
 
 impl<R: FnMut(u32) -> Option<P>, P: AsRef<[u8]>> Probes<'_, R> {
     /// Whether anybody holds this stride; `None` when no more probes may be made.
     fn held(&mut self, stride: u32) -> Option<bool> {
-        if let Some(known) = self.made.iter().find(|p| p.stride == stride) {
-            return Some(!known.holders.is_empty());
-        }
+        let place = match self.made.binary_search_by_key(&stride, |p| p.stride) {
+            Ok(known) => return self.made.get(known).map(|p| !p.holders.is_empty()),
+            Err(place) => place,
+        };
         if self.made.len() as u32 >= PROBES {
             return None;
         }
@@ -67,10 +108,11 @@ impl<R: FnMut(u32) -> Option<P>, P: AsRef<[u8]>> Probes<'_, R> {
             .as_ref()
             .and_then(|bytes| PageView::parse(bytes.as_ref()))
             .filter(|page| page.epoch == self.layout.epoch);
-        let found: Option<Found<'_>> = page.and_then(|page| page.get(fingerprint));
-        let (tokens, holders) = found.map_or((Tokens(0), Vec::new()), |f| (f.tokens, f.holders().collect()));
+        let (first, found) = (self.words.len(), page.and_then(|page| page.get(fingerprint)));
+        self.words.extend(found.iter().flat_map(Found::words));
+        let holders = first..self.words.len();
         let held = !holders.is_empty();
-        self.made.push(Probe { stride, tokens, holders });
+        self.made.insert(place, Probe { stride, tokens: found.map_or(Tokens(0), |f| f.tokens), holders });
         Some(held)
     }
 
@@ -115,7 +157,8 @@ impl<R: FnMut(u32) -> Option<P>, P: AsRef<[u8]>> Probes<'_, R> {
     }
 }
 
-/// The deepest match, and those of others that were met; with `others`, of every endpoint that holds a quarter or more.
+/// The deepest match, and others that were met on the way, undercounted; with `others`, of every endpoint that holds a
+/// quarter or more, and each as deep as it is.
 ///
 /// `prefixes[k-1]` is `fp_k`; `likely` is the stride at which the deepest match probably ends (any number is right, a
 /// good one is quicker); `read` gives a page's bytes by number, borrowed or not.
@@ -129,33 +172,29 @@ pub fn lookup<P: AsRef<[u8]>>(
     if prefixes.is_empty() {
         return Vec::new();
     }
-    let mut probes = Probes { prefixes, layout, read, made: Vec::new() };
+    let (made, words) = (Vec::with_capacity(PROBES as usize), Vec::with_capacity(2 * PROBES as usize));
+    let mut probes = Probes { prefixes, layout, read, made, words };
     if probes.deepest(likely).is_some() && others {
         probes.held((prefixes.len() as u32 / 4).max(1));
+        settle(&mut probes);
     }
+    probes.matches()
+}
 
-    // Whoever was seen anywhere stops somewhere between the deepest probe that shows it and the next that does not.
-    let mut slots: Vec<Slot> = probes.made.iter().flat_map(|p| p.holders.iter().map(|h| h.0)).collect();
-    sort_by_key(&mut slots, |slot| *slot);
-    slots.dedup();
-    for slot in &slots {
+/// Whoever was seen anywhere stops somewhere between the deepest probe that shows it and the next that does not.
+fn settle<R: FnMut(u32) -> Option<P>, P: AsRef<[u8]>>(probes: &mut Probes<'_, R>) {
+    let all = probes.prefixes.len() as u32;
+    for Match { slot, .. } in probes.matches() {
         loop {
-            let holds = |p: &&Probe| p.holders.iter().any(|h| h.0 == *slot);
-            let low = probes.made.iter().filter(holds).map(|p| p.stride).max().unwrap_or(0);
-            let beyond = probes.made.iter().filter(|p| p.stride > low).map(|p| p.stride).min();
-            let high = beyond.unwrap_or(prefixes.len() as u32 + 1);
+            let beyond = probes.made.iter().rposition(|p| probes.holds(p, slot.0)).map_or(0, |deepest| deepest + 1);
+            let stride = |at: usize| probes.made.get(at).map(|p| p.stride);
+            let low = beyond.checked_sub(1).and_then(stride).unwrap_or(0);
+            let high = stride(beyond).unwrap_or(all + 1);
             if high - low <= 1 || probes.held(low + (high - low) / 2).is_none() {
                 break;
             }
         }
     }
-    let deepest = |slot: &Slot| {
-        let held = |p: &Probe| p.holders.iter().find(|h| h.0 == *slot).map(|h| h.1);
-        let tier = probes.made.iter().filter_map(held).max()?;
-        let p = probes.made.iter().filter(|p| held(p).is_some()).max_by_key(|p| p.stride)?;
-        Some(Match { slot: *slot, tier, stride: p.stride, tokens: p.tokens })
-    };
-    slots.iter().filter_map(deepest).collect()
 }
 
 #[cfg(test)]
@@ -196,11 +235,13 @@ mod tests {
             let mut reads = 0;
             let found = lookup(&prefixes, LAYOUT, likely, others, |page| { reads += 1; pages.get(page as usize) });
             prop_assert!(reads <= PROBES);
+            let best = depth.iter().max().copied().unwrap_or(0);
             for m in &found {
-                prop_assert_eq!(m.stride, depth[usize::from(m.slot.0)]);
+                let own = depth[usize::from(m.slot.0)];
+                prop_assert!(m.stride == own || m.stride < own && own < best && !others);
                 prop_assert_eq!(m.tokens, Tokens(32 * m.stride));
             }
-            let best = depth.iter().max().copied().unwrap_or(0);
+            prop_assert!(found.is_sorted_by(|a, b| a.slot < b.slot));
             prop_assert_eq!(found.iter().map(|m| m.stride).max().unwrap_or(0), best);
             for (slot, d) in depth.iter().enumerate() {
                 let met = found.iter().any(|m| usize::from(m.slot.0) == slot);

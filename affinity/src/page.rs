@@ -262,10 +262,25 @@ impl<'a> PageView<'a> {
         self.keys.is_empty()
     }
 
+    /// Where a key is. Keys are spread evenly: it lies near its share of the page, mostly on the same cache line.
+    fn place(&self, key: u32) -> Option<usize> {
+        const NEAR: usize = 16;
+        let of = |k: &[u8; 4]| u32::from_le_bytes(*k);
+        let guess = ((self.keys.len() as u64 * u64::from(key)) >> 32) as usize;
+        let from = guess.saturating_sub(NEAR);
+        let near = self.keys.get(from..self.keys.len().min(guess + NEAR)).unwrap_or_default();
+        if let (Some(first), Some(last)) = (near.first(), near.last())
+            && (of(first)..=of(last)).contains(&key)
+        {
+            return near.binary_search_by_key(&key, of).ok().map(|at| from + at);
+        }
+        self.keys.binary_search_by_key(&key, of).ok()
+    }
+
     /// The entry of a fingerprint, which must belong to this page.
     #[must_use]
     pub fn get(&self, fingerprint: Fingerprint) -> Option<Found<'a>> {
-        let at = self.keys.binary_search_by_key(&(fingerprint.0 as u32), |k| u32::from_le_bytes(*k)).ok()?;
+        let at = self.place(fingerprint.0 as u32)?;
         let [h0, h1, t0, t1] = *self.values.get(at)?;
         let holders = u16::from_le_bytes([h0, h1]);
         let holders = if holders & SET == 0 {
@@ -281,13 +296,16 @@ impl<'a> PageView<'a> {
 impl Found<'_> {
     /// Who holds every block up to this stride.
     pub fn holders(&self) -> impl Iterator<Item = (Slot, Tier)> + '_ {
+        self.words().filter_map(holder)
+    }
+
+    /// The same as words for [`holder`], by slot.
+    pub fn words(&self) -> impl Iterator<Item = u16> + '_ {
         let (one, set) = match self.holders {
             Holders::One(word) => (Some(word), [].as_slice()),
             Holders::Set(words) => (None, words),
         };
-        one.into_iter()
-            .chain(set.iter().map(|w| u16::from_le_bytes(*w)))
-            .filter_map(|w| Some((Slot(w & (Slot::LIMIT - 1)), Tier::from_code(w >> 13 & 3)?)))
+        one.into_iter().chain(set.iter().map(|w| u16::from_le_bytes(*w)))
     }
 }
 
