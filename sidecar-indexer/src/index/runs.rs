@@ -224,6 +224,13 @@ impl Run {
         self.prints.get(self.prints_range(offset, stride)).unwrap_or_default()
     }
 
+    /// Fingerprints of the strides that end within some blocks.
+    pub(super) fn prints_within(&self, offsets: &Range<u8>, stride: Stride) -> &[Fingerprint] {
+        let Some(last) = offsets.end.checked_sub(1).filter(|last| *last >= offsets.start) else { return &[] };
+        let prints = self.prints_range(offsets.start.into(), stride).start..self.prints_range(last.into(), stride).end;
+        self.prints.get(prints).unwrap_or_default()
+    }
+
     /// Tokens from the prompt's start to a block's end; of a root: none.
     pub(super) fn tokens_end(&self, offset: usize) -> Tokens {
         let blocks = if self.is_root() { 0 } else { offset as u32 + 1 };

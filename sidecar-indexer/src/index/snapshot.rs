@@ -270,6 +270,7 @@ impl Index {
     fn put_back(&mut self, of: Keeper, part: &Part) -> Option<()> {
         let mut touched: BTreeSet<u32> = BTreeSet::new();
         let done = self.put_back_runs(of, part, &mut touched);
+        self.tree.tell_held();
         // Blocks that were to lie before others, of which nothing came.
         touched.into_iter().rev().for_each(|run| self.tree.release(run, false));
         done?;

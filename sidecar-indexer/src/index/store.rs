@@ -55,6 +55,9 @@ impl Index {
         }
         if let Some(endpoint) = self.endpoint(of) {
             endpoint.residents.warm(stored.hashes);
+            if !of.ids() {
+                endpoint.vocabulary.warm(stored.tokens);
+            }
         }
         let (Some(mut anchor), mut before) = (self.start(of, stored), stored.parent) else { return };
         if let (Anchor::Tree(root, _), None) = (anchor, stored.parent) {
@@ -83,6 +86,7 @@ impl Index {
             before = Some(*hash);
         }
         self.keep_tail(of, stored);
+        self.tree.tell_held();
         self.tree.pin(NO_RUN);
     }
 
@@ -154,14 +158,15 @@ impl Index {
         copies: Copies,
     ) -> Option<Anchor> {
         let endpoint = self.endpoints.get_mut(of.index())?.as_deref_mut()?;
-        self.spelled.clear();
-        if of.ids() {
+        let spelled = if of.ids() {
+            self.spelled.clear();
             self.spelled.extend(new.tokens.iter().flat_map(|token| token.to_le_bytes()));
-        } else if !endpoint.vocabulary.spell(new.tokens, &mut self.spelled) {
-            return None;
-        }
+            &self.spelled
+        } else {
+            endpoint.vocabulary.spell_over(new.tokens, &mut self.spelled)?
+        };
         self.prints.clear();
-        chain.push(self.options.stride, &self.spelled, |print| self.prints.push(print));
+        chain.push(self.options.stride, spelled, |print| self.prints.push(print));
         let content = Content { chain, size: u32::try_from(new.tokens.len()).ok()?, digest: digest(new.tokens) };
         let block = self.tree.child(parent, of, &content, &self.prints, new.more)?;
         let mut tiers = TIERS.into_iter().zip(copies.0).filter(|(_, n)| *n > 0).map(|(tier, _)| tier);

@@ -28,6 +28,9 @@ pub(super) struct Tree {
     /// A root that stays though nothing may be attached to it for a while.
     pinned: u32,
     pub(super) table: Table,
+    /// A keeper's latest blocks, all of one run, and what of that run was rooted before: told of together. Nothing
+    /// between events.
+    held: Option<(u32, Keeper, Rooted)>,
     /// Holders that changed and are still to be told of: run, before, after. Empty between calls.
     stale: Vec<(u32, Rooted, Rooted)>,
 }
@@ -60,6 +63,7 @@ impl Tree {
             blocks: 0,
             pinned: NO_RUN,
             table: Table::new(epoch),
+            held: None,
             stale: Vec::new(),
         }
     }
@@ -111,6 +115,9 @@ impl Tree {
         let next = parent.offset() + 1;
         if !run.is_root() && run.next_is(usize::from(next), self.stride, content) && !run.holds(keeper, next) {
             return Some(BlockId::new(parent.run(), next));
+        }
+        if !run.is_root() && !run.forks_within(&(parent.offset()..next)) {
+            return None;
         }
         let is = |first: &u32| {
             self.run(*first)
@@ -178,12 +185,29 @@ impl Tree {
         Some(number)
     }
 
-    /// The keeper has a block that it did not have; about `more` are to follow.
+    /// The keeper has a block that it did not have; about `more` are to follow. Consequences wait for
+    /// [`Tree::tell_held`], or for the next other change.
     pub(super) fn hold(&mut self, block: BlockId, keeper: Keeper, hash: u64, tier: Tier, more: usize) {
-        self.ensure_holder(block.run(), keeper);
-        self.change(block.run(), keeper, |holder| {
-            holder.add(block.offset(), hash, tier, more);
-        });
+        let run = block.run();
+        let together = self.held.is_some_and(|(r, k, _)| (r, k) == (run, keeper));
+        if !together {
+            self.tell_held();
+            self.ensure_holder(run, keeper);
+        }
+        let Some(holder) = self.run_mut(run).and_then(|r| r.holder_mut(keeper)) else { return };
+        let before = holder.rooted();
+        holder.add(block.offset(), hash, tier, more);
+        if !together {
+            self.held = Some((run, keeper, before));
+        }
+    }
+
+    /// Follows the consequences of blocks that were [`Tree::hold`]ed.
+    pub(super) fn tell_held(&mut self) {
+        let Some((run, keeper, before)) = self.held.take() else { return };
+        if let Some(after) = self.run(run).and_then(|r| r.holder(keeper)).map(Holder::rooted) {
+            self.follow(run, keeper, before, after);
+        }
     }
 
     /// Says whether a block that the keeper has is on this tier.
@@ -231,12 +255,21 @@ impl Tree {
         }
     }
 
-    /// Changes what a keeper holds of a run, and follows the consequences down the tree and into the table.
+    /// Changes what a keeper holds of a run, and follows the consequences.
     fn change(&mut self, run: u32, keeper: Keeper, change: impl FnOnce(&mut Holder)) {
+        self.tell_held();
         let Some(holder) = self.run_mut(run).and_then(|r| r.holder_mut(keeper)) else { return };
         let before = holder.rooted();
         change(holder);
         let after = holder.rooted();
+        self.follow(run, keeper, before, after);
+    }
+
+    /// Follows the consequences of a change down the tree and into the table.
+    fn follow(&mut self, run: u32, keeper: Keeper, before: Rooted, after: Rooted) {
+        if before == after {
+            return;
+        }
         let mut stale = std::mem::take(&mut self.stale);
         stale.push((run, before, after));
         while let Some((run, before, after)) = stale.pop() {
@@ -262,8 +295,9 @@ impl Tree {
     /// Tells the table how far a keeper's blocks of a run were rooted, and how far they are now.
     fn tell(&mut self, run: u32, keeper: Keeper, before: Rooted, after: Rooted) {
         let Some(r) = self.runs.get(run as usize) else { return };
-        let slot = keeper.slot();
-        for offset in before.changes(after) {
+        let (slot, range) = (keeper.slot(), before.changes(after));
+        self.table.warm(r.prints_within(&range, self.stride));
+        for offset in range {
             let (was, is) = (before.at(offset), after.at(offset));
             if was == is {
                 continue;

@@ -74,28 +74,44 @@ impl Vocabulary {
     /// Appends the bytes of `tokens` to `out`; `false` if one of them is unknown, and then `out` is of no use.
     #[must_use]
     pub fn spell(&self, tokens: &[u32], out: &mut Vec<u8>) -> bool {
-        let mut at = out.len();
-        out.resize(at + tokens.len() * Slot::SIZE, 0);
+        let mut spelled = Vec::new();
+        let bytes = self.spell_over(tokens, &mut spelled);
+        out.extend_from_slice(bytes.unwrap_or_default());
+        bytes.is_some()
+    }
+
+    /// The bytes of `tokens`, written over what is in `buffer`; `None` if one of them is unknown.
+    pub fn spell_over<'b>(&self, tokens: &[u32], buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
+        let mut at = 0;
         for (i, token) in tokens.iter().enumerate() {
-            let Some(slot) = self.slots.get(*token as usize) else { return false };
-            match slot.tag() {
-                Slot::UNKNOWN => return false,
+            let slot = self.slots.get(*token as usize)?;
+            let (bytes, length) = match slot.tag() {
+                Slot::UNKNOWN => return None,
                 Slot::LONG => {
-                    out.truncate(at);
-                    out.extend_from_slice(self.long.get(slot.span()).unwrap_or_default());
-                    at = out.len();
-                    out.resize(at + (tokens.len() - i) * Slot::SIZE, 0);
+                    let bytes = self.long.get(slot.span())?;
+                    (bytes, bytes.len())
                 }
-                length => {
-                    // More than its length is written: what is too much, the next token overwrites.
-                    let Some(place) = out.get_mut(at..at + Slot::SIZE) else { return false };
-                    place.copy_from_slice(&slot.0);
-                    at += usize::from(length);
-                }
+                // More than its length is written: what is too much, the next token overwrites.
+                length => (slot.0.as_slice(), usize::from(length)),
+            };
+            if buffer.len() < at + bytes.len() {
+                buffer.resize(at + bytes.len() + (tokens.len() - i) * Slot::SIZE, 0);
             }
+            if let (Ok(short), Some(place)) = (<[u8; Slot::SIZE]>::try_from(bytes), buffer.get_mut(at..at + Slot::SIZE))
+            {
+                place.copy_from_slice(&short);
+            } else {
+                buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+            }
+            at += length;
         }
-        out.truncate(at);
-        true
+        buffer.get(..at)
+    }
+
+    /// Reads ahead of spelling these: rare tokens are not in the cache, and one by one they would be waited for.
+    pub fn warm(&self, tokens: &[u32]) {
+        let tag = |token: &u32| self.slots.get(*token as usize).map_or(0, Slot::tag);
+        std::hint::black_box(tokens.iter().fold(0, |all, token| all ^ tag(token)));
     }
 
     /// One token's bytes.
@@ -214,8 +230,13 @@ mod tests {
             }
             let ids: Vec<u32> = text.iter().map(|at| at.index(words.len()) as u32).collect();
             let spelled: Option<Vec<&[u8]>> = ids.iter().map(|id| words[*id as usize].as_deref()).collect();
-            let mut out = before.clone();
+            let (mut out, mut buffer) = (before.clone(), before.clone());
             prop_assert_eq!(vocabulary.spell(&ids, &mut out), spelled.is_some());
+            // Twice: what the buffer holds does not matter.
+            for _ in 0..2 {
+                let bytes = vocabulary.spell_over(&ids, &mut buffer).map(<[u8]>::to_vec);
+                prop_assert_eq!(bytes, spelled.as_ref().map(|spelled| spelled.concat()));
+            }
             if let Some(spelled) = spelled {
                 prop_assert_eq!(out, [before, spelled.concat()].concat());
             }
