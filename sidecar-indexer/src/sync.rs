@@ -178,7 +178,7 @@ impl State {
         let mut sent = Sent::default();
         for keys in keys.chunk_by(|a, b| a.0 == b.0) {
             let page = keys.first()?.0;
-            if keys.len() < self.index.table().rows_in(page) {
+            if self.index.table().has_more_rows(page, keys.len()) {
                 write_frame(out, &Frame::Rows(page, &self.index.rows(page, keys.iter().map(|(_, key)| *key))));
                 sent.rows += keys.len();
             } else {

@@ -179,6 +179,74 @@ fn orphans_of_one_parent_are_removed_as_quickly_however_many_they_are() {
     assert!(many < few * 8.0, "{} times as long", many / few);
 }
 
+/// Blocks that part only after a stride's end complete the same one: a change of one must not cost what all of them are.
+#[test]
+fn blocks_that_complete_the_same_stride_cost_the_same_however_many_they_are() {
+    let _turn = TURN.lock();
+    let long: Vec<u32> = (0..50_000).filter(|id| mix(u64::from(*id)) % 7 == 6).collect();
+    let each = |n: u64| {
+        let mut index = index(1 << 24, 1);
+        // 112 bytes, and then as many, of which the last 14 differ: each completes the first 128.
+        let parent = Prefill { hashes: vec![u64::MAX], parent: None, tokens: long[..BLOCK].to_vec() };
+        index.apply(Slot(0), &stored(&parent));
+        let start = Instant::now();
+        for hash in 0..n {
+            let mut tokens = long[..BLOCK].to_vec();
+            let (a, b) = (hash as usize / 1_000, hash as usize % 1_000);
+            (tokens[BLOCK - 2], tokens[BLOCK - 1]) = (long[a], long[b]);
+            let child = Prefill { hashes: vec![mix(hash)], parent: Some(u64::MAX), tokens };
+            index.apply(Slot(0), &stored(&child));
+        }
+        assert_eq!((index.stats().nodes as u64, index.table().len()), (n + 1, 1));
+        for page in 0..1 << index.table().bits() {
+            assert!(!index.page(page).is_empty());
+        }
+        for hash in (0..n).step_by(2) {
+            index.apply(Slot(0), &Event::Removed(Removed { hashes: &[mix(hash)], tier: Tier::Gpu, group: None }));
+        }
+        index.apply(Slot(0), &Event::Cleared);
+        assert!(index.table().is_empty());
+        start.elapsed().as_secs_f64() / n as f64
+    };
+    let least = |n| (0..3).map(|_| each(n)).fold(f64::MAX, f64::min);
+    let (few, many) = (least(1_000), least(100_000));
+    println!("{:.2} and {:.2} us each", few * 1e6, many * 1e6);
+    assert!(many < few * 5.0, "{} times as long", many / few);
+}
+
+/// A change of one block asks what is attached to it, not what is attached to its whole run.
+#[test]
+fn a_change_costs_the_same_however_much_is_attached_to_other_blocks() {
+    let _turn = TURN.lock();
+    let each = |n: u64| {
+        let mut index = index(1 << 24, 1);
+        let run = prefill(0, 0, 64);
+        index.apply(Slot(0), &stored(&run));
+        let attached =
+            |conversation, block: usize| Prefill { parent: Some(run.hashes[block]), ..prefill(conversation, 0, 1) };
+        (1..=n).for_each(|conversation| index.apply(Slot(0), &stored(&attached(conversation, 0))));
+        index.apply(Slot(0), &stored(&attached(n + 1, 40)));
+        assert_eq!(index.stats().nodes as u64, n + 65);
+        let again = Prefill {
+            hashes: vec![run.hashes[40]],
+            parent: Some(run.hashes[39]),
+            tokens: run.tokens[40 * BLOCK..41 * BLOCK].to_vec(),
+        };
+        let (start, entries, changes) = (Instant::now(), index.table().len(), 1_000);
+        for _ in 0..changes {
+            index.apply(Slot(0), &Event::Removed(Removed { hashes: &again.hashes, tier: Tier::Gpu, group: None }));
+            assert!(index.table().len() < entries);
+            index.apply(Slot(0), &stored(&again));
+        }
+        assert_eq!(index.table().len(), entries);
+        start.elapsed().as_secs_f64() / f64::from(changes)
+    };
+    let least = |n| (0..3).map(|_| each(n)).fold(f64::MAX, f64::min);
+    let (few, many) = (least(1_000), least(100_000));
+    println!("{:.2} and {:.2} us each", few * 1e6, many * 1e6);
+    assert!(many < few * 5.0, "{} times as long", many / few);
+}
+
 #[test]
 #[ignore = "a bench: cargo test --release -p warmpath-indexer --test index_cost -- --ignored --nocapture"]
 fn speed() {

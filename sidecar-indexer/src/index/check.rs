@@ -2,7 +2,7 @@
 
 use super::Index;
 use super::holder::{Holder, Keeper, Rooted};
-use super::runs::{BlockId, NO_BLOCK, NO_RUN, RUN};
+use super::runs::{BlockId, NO_RUN, RUN};
 use super::tree::Tree;
 use affinity::Tier;
 use affinity::page::page_of;
@@ -120,7 +120,7 @@ impl Tree {
     fn check_holder(&self, n: u32, holder: &Holder) {
         let run = self.run(n).unwrap();
         assert_eq!(holder.hashes().len(), holder.resident().count_ones() as usize);
-        assert!(holder.resident() != 0 || holder.first_below != NO_RUN, "a holder of something");
+        assert!(holder.resident() != 0 || holder.forks().next().is_some(), "a holder of something");
         let above = self.run(run.parent.run()).unwrap();
         let expected = if above.is_root() {
             Some(Tier::Gpu)
@@ -131,12 +131,17 @@ impl Tree {
         if expected.is_none() {
             assert_eq!(holder.rooted(), Rooted::default());
         }
-        let (mut below, mut next, mut before) = (BTreeSet::new(), holder.first_below, NO_RUN);
-        while let Some(child) = self.run(next) {
-            assert!(child.parent != NO_BLOCK && child.parent.run() == n && below.insert(next));
-            let link = child.holder(holder.keeper).unwrap();
-            assert_eq!(link.previous, before);
-            (before, next) = (next, link.next);
+        let mut below = BTreeSet::new();
+        assert!(holder.forks().is_sorted_by(|a, b| a < b));
+        for offset in holder.forks() {
+            let (mut next, mut before) = (holder.first_below(offset), NO_RUN);
+            assert_ne!(next, NO_RUN, "a list of nothing");
+            while let Some(child) = self.run(next) {
+                assert!(child.parent == BlockId::new(n, offset) && below.insert(next));
+                let link = child.holder(holder.keeper).unwrap();
+                assert_eq!(link.previous, before);
+                (before, next) = (next, link.next);
+            }
         }
         let held = (0u32..).zip(&self.runs).filter(|(_, r)| !r.is_root() && r.parent.run() == n);
         assert_eq!(below, held.filter(|(_, r)| r.holder(holder.keeper).is_some()).map(|(n, _)| n).collect());

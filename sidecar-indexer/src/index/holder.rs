@@ -45,15 +45,52 @@ pub(super) struct Holder {
     /// Blocks resident on each tier, by offset.
     masks: [u64; 3],
     hashes: Vec<u64>,
-    /// Runs attached to this one that the keeper has a holder in: a list through their holders.
-    pub(super) first_below: u32,
+    /// Runs attached to this one that the keeper has a holder in, by the block that they are attached to: each list's
+    /// first. A change of one block goes through its own.
+    below: Vec<Below>,
+    /// Neighbours in the list of those attached to the same block.
     pub(super) next: u32,
     pub(super) previous: u32,
 }
 
+#[derive(Clone, Copy)]
+struct Below {
+    offset: u8,
+    first: u32,
+}
+
 impl Holder {
     pub(super) fn new(keeper: Keeper, above: Option<Tier>) -> Self {
-        Self { keeper, above, masks: [0; 3], hashes: Vec::new(), first_below: NO_RUN, next: NO_RUN, previous: NO_RUN }
+        Self { keeper, above, masks: [0; 3], hashes: Vec::new(), below: Vec::new(), next: NO_RUN, previous: NO_RUN }
+    }
+
+    /// The first run below a block; none: [`NO_RUN`].
+    pub(super) fn first_below(&self, offset: u8) -> u32 {
+        let at = self.below.binary_search_by_key(&offset, |b| b.offset).ok();
+        at.and_then(|at| self.below.get(at)).map_or(NO_RUN, |b| b.first)
+    }
+
+    pub(super) fn set_first_below(&mut self, offset: u8, first: u32) {
+        match self.below.binary_search_by_key(&offset, |b| b.offset) {
+            Ok(at) if first == NO_RUN => {
+                self.below.remove(at);
+            }
+            Ok(at) => {
+                if let Some(below) = self.below.get_mut(at) {
+                    below.first = first;
+                }
+            }
+            Err(_) if first == NO_RUN => {}
+            Err(at) => {
+                self.below.reserve_exact(1);
+                self.below.insert(at, Below { offset, first });
+            }
+        }
+    }
+
+    /// Blocks with runs below, in order.
+    pub(super) fn forks(&self) -> impl Iterator<Item = u8> + '_ {
+        self.below.iter().map(|b| b.offset)
     }
 
     /// Blocks resident on any tier.
@@ -141,7 +178,7 @@ impl Holder {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        super::allocated::<u64>(self.hashes.capacity())
+        super::allocated::<u64>(self.hashes.capacity()) + super::allocated::<Below>(self.below.capacity())
     }
 }
 

@@ -11,6 +11,10 @@ use affinity::prompt::ids_namespace;
 use affinity::{Chain, Tier, root};
 use std::borrow::Cow;
 
+/// So many blocks' tokens are looked at before the first of them is spelled: fewer would be waited for more often, more
+/// would be out of the innermost cache again.
+const AHEAD: usize = 8;
+
 /// What a block comes after.
 #[derive(Clone, Copy)]
 enum Anchor {
@@ -55,16 +59,19 @@ impl Index {
         }
         if let Some(endpoint) = self.endpoint(of) {
             endpoint.residents.warm(stored.hashes);
-            if !of.ids() {
-                endpoint.vocabulary.warm(stored.tokens);
-            }
         }
         let (Some(mut anchor), mut before) = (self.start(of, stored), stored.parent) else { return };
         if let (Anchor::Tree(root, _), None) = (anchor, stored.parent) {
             self.tree.pin(root.run());
         }
         let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
+        let mut ahead = stored.tokens.chunks(stored.block_size as usize * AHEAD);
         for (i, (hash, tokens)) in blocks.enumerate() {
+            if i.is_multiple_of(AHEAD)
+                && let (Some(tokens), Some(endpoint)) = (ahead.next(), self.endpoint(of).filter(|_| !of.ids()))
+            {
+                endpoint.vocabulary.warm(tokens);
+            }
             let more = stored.hashes.len() - i - 1;
             if self.add_copy(of, *hash, stored.tier, stored.may_repeat) {
                 anchor = self.anchor(of, *hash);

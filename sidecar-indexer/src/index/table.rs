@@ -177,10 +177,10 @@ impl Table {
         Some(keys)
     }
 
-    /// How many rows a page has: no fewer than it has entries.
+    /// Whether a page has more rows than so many. It has no more entries than rows.
     #[must_use]
-    pub fn rows_in(&self, page: u32) -> usize {
-        self.rows(page).count()
+    pub fn has_more_rows(&self, page: u32, than: usize) -> bool {
+        self.rows(page).nth(than).is_some()
     }
 
     /// Reads ahead of changes to these.

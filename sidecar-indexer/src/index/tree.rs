@@ -241,7 +241,8 @@ impl Tree {
             // Whatever is attached to a root is rooted: no change ever comes from there.
             if let Some(above) = self.run_mut(parent.run()).and_then(|r| r.holder_mut(keeper)) {
                 holder.above = above.rooted().at(parent.offset());
-                holder.next = std::mem::replace(&mut above.first_below, run);
+                holder.next = above.first_below(parent.offset());
+                above.set_first_below(parent.offset(), run);
             }
             if let Some(next) = self.run_mut(holder.next).and_then(|r| r.holder_mut(keeper)) {
                 next.previous = run;
@@ -275,18 +276,17 @@ impl Tree {
         while let Some((run, before, after)) = stale.pop() {
             self.tell(run, keeper, before, after);
             let range = before.changes(after);
-            let Some(above) = self.run(run).filter(|r| r.forks_within(&range)) else { continue };
-            let mut below = above.holder(keeper).map_or(NO_RUN, |h| h.first_below);
-            while let Some(r) = self.run_mut(below) {
-                let offset = r.parent.offset();
-                let Some(holder) = r.holder_mut(keeper) else { break };
-                let next = holder.next;
-                if before.at(offset) != after.at(offset) {
+            let holder = self.run(run).filter(|r| r.forks_within(&range)).and_then(|r| r.holder(keeper));
+            let changed = |offset: &u8| before.at(*offset) != after.at(*offset);
+            let forks: Vec<u8> = holder.into_iter().flat_map(Holder::forks).filter(changed).collect();
+            for offset in forks {
+                let mut below = self.run(run).and_then(|r| r.holder(keeper)).map_or(NO_RUN, |h| h.first_below(offset));
+                while let Some(holder) = self.run_mut(below).and_then(|r| r.holder_mut(keeper)) {
                     let was = holder.rooted();
                     holder.above = after.at(offset);
                     stale.push((below, was, holder.rooted()));
+                    below = holder.next;
                 }
-                below = next;
             }
         }
         self.stale = stale;
@@ -317,10 +317,10 @@ impl Tree {
         let mut next = run;
         while let Some(r) = self.run_mut(next) {
             let Ok(at) = r.holders.binary_search_by_key(&keeper, |h| h.keeper) else { break };
-            if r.holders.get(at).is_none_or(|h| h.resident() != 0 || h.first_below != NO_RUN) {
+            if r.holders.get(at).is_none_or(|h| h.resident() != 0 || h.forks().next().is_some()) {
                 break;
             }
-            let (gone, parent) = (r.holders.remove(at), r.parent.run());
+            let (gone, parent) = (r.holders.remove(at), r.parent);
             if r.holders.is_empty() {
                 r.holders = Vec::new();
             }
@@ -330,12 +330,12 @@ impl Tree {
             match self.run_mut(gone.previous).and_then(|r| r.holder_mut(keeper)) {
                 Some(before) => before.next = gone.next,
                 None => {
-                    if let Some(above) = self.run_mut(parent).and_then(|r| r.holder_mut(keeper)) {
-                        above.first_below = gone.next;
+                    if let Some(above) = self.run_mut(parent.run()).and_then(|r| r.holder_mut(keeper)) {
+                        above.set_first_below(parent.offset(), gone.next);
                     }
                 }
             }
-            next = parent;
+            next = parent.run();
         }
         self.release(run, evicted);
     }

@@ -34,7 +34,7 @@ const LOOKUPS: usize = 2_000;
 ///
 /// `smg` is the ChainIndex of the crate kv-index, `dynamo` the RadixTree of dynamo-kv-router, `dynamo_concurrent` its
 /// concurrent compressed tree behind one writing thread. Theirs end in a tree to be asked in the same process; ours in
-/// pages for proxies, which are written as they change, every 10 ms.
+/// pages for proxies, which are sent rows as they change, every 10 ms.
 ///
 /// Example: cargo xtask bench index --json index.json
 #[derive(Parser)]

@@ -1,10 +1,11 @@
-//! Our index, as the running indexer uses it: events in, changed pages out every 10 ms, lookups in the pages.
+//! Our index, as the running indexer uses it: events in, changed rows out every 10 ms, lookups in the pages.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use affinity::lookup::{Layout, lookup};
-use affinity::page::GRANULE;
+use affinity::page::{GRANULE, PageView};
+use affinity::rows::merge;
 use affinity::{Fingerprint, Slot, Stride, Tier, fingerprints, root};
 use warmpath_indexer::events::Batch;
 use warmpath_indexer::index::{Index, Options};
@@ -24,7 +25,7 @@ pub struct Ours {
     gateway: Gateway,
 }
 
-/// What a gateway has: the pages, once something is looked up. Until then they are written and dropped.
+/// What a gateway has: the pages, once something is looked up. Until then they, and rows, are written and dropped.
 struct Gateway {
     pages: Option<Vec<Option<Vec<u8>>>>,
     epoch: u32,
@@ -58,13 +59,38 @@ impl Gateway {
                 pages.resize(1 << table.bits(), None);
             }
         }
-        for (version, page) in table.changed_since(self.version) {
-            let bytes = index.page(page);
-            match &mut self.pages {
-                Some(pages) => pages[page as usize] = Some(bytes),
-                None => drop(black_box(bytes)),
+        let keys = table.keys_changed_since(self.version).map(|keys| {
+            let pages = keys.chunk_by(|a, b| a.0 == b.0).filter_map(|keys| Some((keys.first()?.0, keys)));
+            pages.for_each(|(page, keys)| self.rows(index, page, keys));
+        });
+        if keys.is_none() {
+            let changed = table.changed_since(self.version);
+            changed.into_iter().for_each(|(_, page)| self.page(index, page));
+        }
+        self.version = table.version();
+    }
+
+    /// Takes what changed of a page: these keys.
+    fn rows(&mut self, index: &Index, page: u32, keys: &[(u32, u32)]) {
+        if !index.table().has_more_rows(page, keys.len()) {
+            return self.page(index, page);
+        }
+        let rows = index.rows(page, keys.iter().map(|(_, key)| *key));
+        match self.pages.as_mut().map(|pages| &mut pages[page as usize]) {
+            Some(place) => {
+                let old = PageView::parse(place.as_ref().expect("all pages came first")).expect("it is a page");
+                *place = Some(merge(&old, &rows, index.table().version()).expect("these are rows"));
             }
-            self.version = version;
+            None => drop(black_box(rows)),
+        }
+    }
+
+    /// Takes a whole page.
+    fn page(&mut self, index: &Index, page: u32) {
+        let bytes = index.page(page);
+        match self.pages.as_mut().map(|pages| &mut pages[page as usize]) {
+            Some(place) => *place = Some(bytes),
+            None => drop(black_box(bytes)),
         }
     }
 }
@@ -168,7 +194,7 @@ pub struct Parts {
     pub read: f64,
     /// Bytes, fingerprints, index and rows of the table.
     pub apply: f64,
-    /// Writing pages that changed.
+    /// Writing rows that changed, and pages where there are too many of them.
     pub pages: f64,
 }
 
