@@ -62,7 +62,8 @@ enum Task {
     ///
     /// Needs a nightly compiler and cargo-fuzz.
     Fuzz {
-        /// frames (events of engines) or sync (what gateways send and get); without it all.
+        /// frames (events of engines), snapshot (what peers and the store give) or sync (what gateways send and get);
+        /// without it all.
         target: Option<String>,
         /// Inputs per target.
         #[arg(long, default_value_t = 1_000_000)]
