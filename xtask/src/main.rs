@@ -31,7 +31,7 @@ struct Cli {
 enum Task {
     /// All that must pass before a change goes in
     ///
-    /// Formatting, clippy, builds, and every test, on a real Envoy.
+    /// Formatting, clippy, builds (of the fuzz targets and the index bench, too), and every test, on a real Envoy.
     ///
     /// Examples:
     ///   cargo xtask test
@@ -161,6 +161,9 @@ fn test(workspace: &Workspace, envoy: &Envoy, args: &[String]) -> Result<()> {
             .args(["--", "--deny", "warnings"]),
         clippy,
     )?;
+    // Workspaces of their own, which nothing above has seen.
+    workspace.check_apart("tests/fuzz")?;
+    workspace.check_apart("tests/bench-index")?;
     let module = workspace.build_module()?;
     workspace.build_programs(false)?;
     step::run(
