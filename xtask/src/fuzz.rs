@@ -10,7 +10,7 @@ use crate::step;
 use crate::workspace::Workspace;
 
 /// The targets: `tests/fuzz/targets/`.
-const TARGETS: [&str; 2] = ["frames", "sync"];
+const TARGETS: [&str; 3] = ["frames", "snapshot", "sync"];
 /// Messages of 10,000 tokens fit.
 const LONGEST: u32 = 1 << 15;
 
@@ -25,7 +25,7 @@ pub fn fuzz(workspace: &Workspace, only: Option<&str>, runs: u64) -> Result<()> 
         );
     }
     if let Some(only) = only.filter(|only| !TARGETS.contains(only)) {
-        bail!("there is no fuzz target `{only}`: there are {}", TARGETS.join(" and "));
+        bail!("there is no fuzz target `{only}`: there are {}", TARGETS.join(", "));
     }
     for target in TARGETS.into_iter().filter(|target| only.is_none_or(|only| only == *target)) {
         let corpus = workspace.target.join("fuzz-corpus").join(target);

@@ -31,7 +31,7 @@ struct Cli {
 enum Task {
     /// All that must pass before a change goes in
     ///
-    /// Formatting, clippy, builds, and every test, on a real Envoy.
+    /// Formatting, clippy, builds (of the fuzz targets and the index bench, too), and every test, on a real Envoy.
     ///
     /// Examples:
     ///   cargo xtask test
@@ -62,7 +62,8 @@ enum Task {
     ///
     /// Needs a nightly compiler and cargo-fuzz.
     Fuzz {
-        /// frames (events of engines) or sync (what gateways send and get); without it all.
+        /// frames (events of engines), snapshot (what peers and the store give) or sync (what gateways send and get);
+        /// without it all.
         target: Option<String>,
         /// Inputs per target.
         #[arg(long, default_value_t = 1_000_000)]
@@ -160,6 +161,9 @@ fn test(workspace: &Workspace, envoy: &Envoy, args: &[String]) -> Result<()> {
             .args(["--", "--deny", "warnings"]),
         clippy,
     )?;
+    // Workspaces of their own, which nothing above has seen.
+    workspace.check_apart("tests/fuzz")?;
+    workspace.check_apart("tests/bench-index")?;
     let module = workspace.build_module()?;
     workspace.build_programs(false)?;
     step::run(

@@ -95,11 +95,22 @@ impl Workspace {
 
     /// Builds a package that is no member of the workspace, optimised; returns its program's path.
     pub fn build_apart(&self, directory: &str, program: &str) -> Result<PathBuf> {
-        let manifest = self.root.join(directory).join("Cargo.toml");
-        let mut cargo = self.cargo(&["build", "--release", "--locked", "--manifest-path"]);
-        cargo.arg(manifest).arg("--target-dir").arg(&self.target);
-        step::run(&mut cargo, "the compiler's errors are above")?;
+        step::run(&mut self.apart(&["build", "--release"], directory), "the compiler's errors are above")?;
         self.program(program)
+    }
+
+    /// Checks that a package that is no member of the workspace still compiles, with the versions that it has locked.
+    pub fn check_apart(&self, directory: &str) -> Result<()> {
+        let what_to_do =
+            "the compiler's errors are above; a lock file is brought up to date by the same without --locked";
+        step::run(&mut self.apart(&["check", "--quiet"], directory), what_to_do)
+    }
+
+    fn apart(&self, args: &[&str], directory: &str) -> Command {
+        let mut cargo = self.cargo(args);
+        cargo.args(["--locked", "--manifest-path"]).arg(self.root.join(directory).join("Cargo.toml"));
+        cargo.arg("--target-dir").arg(&self.target);
+        cargo
     }
 
     /// The path of an optimised program that has been built.

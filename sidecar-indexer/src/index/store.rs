@@ -280,6 +280,7 @@ impl Index {
                     return;
                 }
                 endpoint.residents.remove(hash, block);
+                endpoint.tails.remove(hash);
                 self.tree.unhold(block, of);
             }
             Some(Place::Unmatchable) => {
@@ -289,6 +290,7 @@ impl Index {
                     return;
                 }
                 endpoint.unmatchable.remove(&hash);
+                endpoint.tails.remove(hash);
                 self.stats.unmatchable -= 1;
             }
             Some(Place::Orphan) => {

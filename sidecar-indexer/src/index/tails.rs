@@ -43,8 +43,20 @@ impl Tails {
         {
             self.tails.remove(&oldest);
         }
-        if self.order.len() > 2 * Self::MOST {
+        self.sweep();
+    }
+
+    /// A block is not there any more: nothing will come after it.
+    pub(super) fn remove(&mut self, hash: u64) {
+        if self.tails.remove(&hash).is_some() {
+            self.sweep();
+        }
+    }
+
+    fn sweep(&mut self) {
+        if self.order.len() > 2 * self.tails.len() + 64 {
             self.order.retain(|hash| self.tails.contains_key(hash));
+            self.order.shrink_to(2 * self.order.len() + 64);
         }
     }
 
@@ -89,6 +101,16 @@ mod tests {
             tails.put(hash, None, &[0; 16]);
         }
         assert_eq!((tails.tails.len(), tails.get(0).len(), tails.get(9_999).len()), (Tails::MOST, 0, 16));
-        assert!(tails.order.len() <= 2 * Tails::MOST);
+        assert!(tails.order.len() <= 2 * Tails::MOST + 64);
+    }
+
+    #[test]
+    fn what_goes_with_its_block_leaves_nothing() {
+        let mut tails = Tails::default();
+        for hash in 0..1_000 {
+            tails.put(hash, None, &[0; 16]);
+            tails.remove(hash);
+            assert!(tails.get(hash).is_empty() && tails.order.len() <= 65);
+        }
     }
 }

@@ -3,6 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use warmpath_indexer::tokens::{Vocabulary, read_json};
 
 /// Counts the bytes in use.
 struct Counting;
@@ -42,6 +44,16 @@ pub fn write_seeds(seeds: impl IntoIterator<Item = Vec<u8>>) {
     for (number, seed) in seeds.into_iter().enumerate() {
         std::fs::write(Path::new(&folder).join(format!("seed-{number}")), seed).expect("write a seed");
     }
+}
+
+/// The vocabulary of the recorded messages' engine.
+pub fn vocabulary() -> &'static Arc<Vocabulary> {
+    static VOCABULARY: OnceLock<Arc<Vocabulary>> = OnceLock::new();
+    VOCABULARY.get_or_init(|| {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/tokenizer/tokenizer.json");
+        let json = read_json(Path::new(file)).expect("read the tokenizer");
+        Arc::new(Vocabulary::from_tokenizer_json(&json).expect("a tokenizer"))
+    })
 }
 
 /// The payloads of all recorded messages.

@@ -5,23 +5,11 @@
 use affinity::page::PageView;
 use affinity::{Slot, Stride, Tier};
 use libfuzzer_sys::fuzz_target;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use warmpath_fuzz::{recorded, within, write_seeds};
+use warmpath_fuzz::{recorded, vocabulary, within, write_seeds};
 use warmpath_indexer::events::{Event, decode};
 use warmpath_indexer::index::{Index, Options};
-use warmpath_indexer::tokens::{Vocabulary, read_json};
 
 const MAX_BLOCKS: usize = 256;
-
-fn vocabulary() -> &'static Arc<Vocabulary> {
-    static VOCABULARY: OnceLock<Arc<Vocabulary>> = OnceLock::new();
-    VOCABULARY.get_or_init(|| {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/tokenizer/tokenizer.json");
-        let json = read_json(Path::new(file)).expect("read the tokenizer");
-        Arc::new(Vocabulary::from_tokenizer_json(&json).expect("a tokenizer"))
-    })
-}
 
 fuzz_target!(
     init: {
