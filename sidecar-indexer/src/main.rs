@@ -7,10 +7,15 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use warmpath_indexer::config::Config;
 use warmpath_indexer::server::Server;
+
+/// Gives back what a passing need took.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Reads the KV events of LLM engines and tells gateways which engine holds which prompt prefix.
 #[derive(Parser)]
