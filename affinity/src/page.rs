@@ -283,7 +283,10 @@ impl<'a> PageView<'a> {
         let at = self.place(fingerprint.0 as u32)?;
         let [h0, h1, t0, t1] = *self.values.get(at)?;
         let holders = u16::from_le_bytes([h0, h1]);
-        let holders = if holders & SET == 0 {
+        let holders = if holders == NOBODY {
+            // Rows had a set that there was no room for.
+            return None;
+        } else if holders & SET == 0 {
             Holders::One(holders)
         } else {
             let (count, rest) = self.sets.get(usize::from(holders & !SET)..)?.split_first()?;

@@ -180,6 +180,7 @@ impl Sets {
     }
 
     /// A set that there is no room for is nobody: an undercount.
+    /// ([`PageView::get`] says that there is no entry.)
     fn push(&mut self, set: &[[u8; 2]]) -> u16 {
         let Some(at) = u16::try_from(self.words.len()).ok().filter(|at| *at < SET) else { return NOBODY };
         self.words.extend_from_slice(set);
@@ -419,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_finds_no_room_is_nobody() {
+    fn a_set_that_finds_no_room_is_left_out() {
         let mut old = Entries::new();
         for print in 0..4000u64 {
             let holders = (0..8).map(|bit| (Slot((print as u16 >> bit & 1) * 8 + bit), Tier::Gpu));
@@ -428,7 +429,29 @@ mod tests {
         let old = page(&old, 1);
         let new = Entries::from([(5000, (32, vec![(Slot(1), Tier::Gpu), (Slot(7000), Tier::Gpu)]))]);
         let merged = merge(&PageView::parse(&old).unwrap(), &rows(&new, &BTreeSet::from([5000])), 2).unwrap();
-        assert_eq!(said(&merged, 5000), Some((32, vec![])));
+        assert_eq!(said(&merged, 5000), None);
         assert_eq!(said(&merged, 8), said(&old, 8));
+    }
+
+    #[test]
+    fn a_set_without_room_hides_only_its_own_stride() {
+        use crate::lookup::{Layout, lookup};
+        let entry = |fingerprint, slots: std::ops::Range<u16>| PageEntry {
+            fingerprint: Fingerprint(fingerprint),
+            tokens: Tokens(64),
+            holders: slots.map(|slot| (Slot(slot), Tier::Gpu)).collect(),
+        };
+        // More words than sets can have, and a stride that one slot holds alone.
+        let mut entries: Vec<_> = (0..299).map(|i| entry(1000 + u64::from(i), i..i + 120)).collect();
+        entries.push(entry(1, 5..6));
+        let page = encode_page(1, 1, &entries);
+        let mut rows = PageWriter::of_rows(1);
+        rows.many(2, &[(Slot(5), Tier::Gpu), (Slot(4000), Tier::Gpu)], 8);
+        let merged = merge(&PageView::parse(&page).unwrap(), &rows.finish(), 2).unwrap();
+        let prefixes = [Fingerprint(1), Fingerprint(2)];
+        for page in [page, merged] {
+            let found = lookup(&prefixes, Layout { epoch: 1, bits: 0 }, 2, false, |_| Some(page.clone()));
+            assert_eq!(found.len(), 1);
+        }
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! **Invariants:** a reply is applied in order and its versions are written last, so a poller that dies half-way leaves
 //! a state from which the same reply can be asked for and applied again. Where a lease moves while a reply is applied, two
-//! VMs write: pages never go back ([`affinity::rows`]), so it does not matter who claims its version last. Rows that
-//! cannot be laid over their page claim nothing of the table: it comes again as whole pages.
+//! VMs write: within an epoch pages never go back ([`affinity::rows`]); for all else, whoever finds that the versions were
+//! written meanwhile claims nothing, and everything comes again. Rows that cannot be laid over their page claim nothing of
+//! the table: it comes again as whole pages.
 
 use crate::decide::remember;
 use crate::host::{self, Buffer, Headers, Metric, MetricKind};
@@ -182,6 +183,7 @@ fn versions(plugin: &Plugin) -> Versions {
 /// Writes a reply to shared data; `None` if it was cut off or makes no sense. Also whether all of it could be written.
 fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<(End, bool)> {
     let keys = &plugin.keys;
+    let before = host::shared(&keys.versions).map_or(host::ABSENT, |(_, number)| number);
     let end = read_frames(body).find_map(|f| if let Frame::End(end) = f { Some(end) } else { None })?;
     let (epoch, as_of) = (end.have.epoch, end.have.table);
     let mut whole = true;
@@ -204,7 +206,11 @@ fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<(End, bool)> {
             }
             Frame::End(end) => {
                 let have = if whole { end.have } else { Versions { table: 0, pages: 0, ..end.have } };
-                host::set_shared(&keys.versions, &have.encode(), None);
+                if !host::set_shared(&keys.versions, &have.encode(), Some(before)) {
+                    // Another VM wrote a reply meanwhile: which of the two a key is from cannot be told.
+                    host::set_shared(&keys.versions, &Versions::default().encode(), None);
+                    whole = false;
+                }
             }
         }
     }

@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+const HOUR_MS: u64 = 3_600_000;
+
 /// An option's documentation.
 pub(crate) struct Field {
     name: &'static str,
@@ -328,6 +330,7 @@ impl Config {
         ensure!(coalesce <= 1000, "coalesce_ms: {coalesce} is above 1000, and would make every prediction stale");
         let scrape = self.scrape_interval_ms;
         ensure!(scrape >= 100, "scrape_interval_ms: {scrape} is below 100, too often for an engine");
+        ensure!(scrape <= 2000, "scrape_interval_ms: {scrape} is above 2000; loads are no longer believed after 3000");
         self.check_company()?;
         ensure!(self.max_blocks > 0, "max_blocks: 0 would leave nothing to predict from");
         ensure!(!self.tiers.is_empty(), "tiers: the list is empty; [gpu] is the least that is of use");
@@ -350,6 +353,7 @@ impl Config {
         ensure!(!self.endpoints.is_empty(), "endpoints: the list is empty; name at least one engine");
         let interval = self.dns_interval_ms;
         ensure!(interval >= 100, "dns_interval_ms: {interval} is below 100, too often for a name server");
+        ensure!(interval <= HOUR_MS, "dns_interval_ms: {interval} is more than an hour ({HOUR_MS})");
         let (mut places, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             endpoint.check().with_context(|| format!("endpoints[{i}]"))?;
@@ -386,6 +390,7 @@ impl Config {
     fn check_company(&self) -> Result<()> {
         let store = self.store_interval_ms;
         ensure!(store >= 1000, "store_interval_ms: {store} is below 1000, too often for what is written");
+        ensure!(store <= HOUR_MS, "store_interval_ms: {store} is more than an hour ({HOUR_MS})");
         for peer in &self.peers {
             let usable = reqwest::Url::parse(peer).is_ok_and(|url| url.scheme() == "http" && url.has_host());
             ensure!(usable, "peers: {peer:?} is not http://HOST:PORT");

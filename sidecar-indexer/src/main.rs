@@ -4,7 +4,7 @@ mod commands;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tikv_jemallocator::Jemalloc;
@@ -88,10 +88,7 @@ fn main() -> ExitCode {
     let result = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
         Command::Run(run) => start(&run).map(|()| ExitCode::SUCCESS),
         Command::Check { file } => check(&file).map(|()| ExitCode::SUCCESS),
-        Command::ExampleConfig => {
-            print!("{}", Config::example());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::ExampleConfig => print(&Config::example()).map(|()| ExitCode::SUCCESS),
         Command::Prompt(arguments) => commands::prompt::run(arguments),
         Command::Profile(arguments) => commands::profile::run(arguments),
     };
@@ -106,11 +103,30 @@ fn main() -> ExitCode {
 
 fn check(file: &Path) -> Result<()> {
     let server = Server::read(file)?;
-    for (model, note) in &server.notes {
-        println!("model {model:?}: {note}");
+    let notes: String = server.notes.iter().map(|(model, note)| format!("model {model:?}: {note}\n")).collect();
+    print(&format!("{notes}{} can be run\n", file.display()))
+}
+
+/// To stdout; who reads no more of it has enough.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
     }
-    println!("{} can be run", file.display());
-    Ok(())
+}
+
+/// Raises the limit on file descriptors as far as it goes: an engine takes up to eight.
+fn allow_many_connections() {
+    const ENOUGH: u64 = 8192;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit < ENOUGH => tracing::warn!(
+            limit,
+            "few file descriptors are allowed: enough for about {} engines (`ulimit -n`, LimitNOFILE)",
+            limit / 8
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on file descriptors cannot be raised"),
+    }
 }
 
 fn start(run: &Run) -> Result<()> {
@@ -121,6 +137,7 @@ fn start(run: &Run) -> Result<()> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+    allow_many_connections();
     let server = Server::read(&run.config)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {

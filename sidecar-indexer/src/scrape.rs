@@ -118,28 +118,77 @@ pub async fn follow(app: Arc<App>, client: Client, ranks: Vec<(Slot, Option<u16>
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // An engine that answers slower than it is asked is asked less often, never twice at a time.
     let patience = every.max(PATIENCE);
+    let mut said = None;
     loop {
         ticks.tick().await;
         let page = read(&client, &url, patience).await;
-        if let Err(error) = &page {
+        let failure = page.as_ref().err().map(Failure::of);
+        if let (Err(error), Some(failure)) = (&page, failure) {
             tracing::debug!(url, %error, "metrics cannot be read");
+            if said != Some(failure) {
+                failure.say(&url, error);
+            }
         }
-        let late = page.as_ref().is_err_and(is_late);
+        said = failure;
         let page = page.as_ref().ok().map(|page| Page::new(page));
         for (slot, engine) in &ranks {
-            // Its load becomes unknown, but it is not down.
-            if late && app.state().fleet.is_busy(*slot, Instant::now()) {
-                continue;
-            }
-            let scrape = page.as_ref().map(|page| page.of(*engine));
+            let scrape = match failure {
+                // Its load becomes unknown, but it is not down.
+                Some(Failure::Ours) => continue,
+                Some(Failure::Late) if app.state().fleet.is_busy(*slot, Instant::now()) => continue,
+                Some(Failure::NoMetrics) => Some(Scrape::default()),
+                Some(Failure::Late | Failure::Gone) | None => page.as_ref().map(|page| page.of(*engine)),
+            };
             app.scraped(*slot, scrape.as_ref(), Instant::now());
         }
     }
 }
 
-/// Whether somebody is there but has not answered in time.
-fn is_late(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<reqwest::Error>().is_some_and(|error| error.is_timeout() && !error.is_connect())
+/// Why metrics could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// Nobody answers, or something between us and the engine says that it does not.
+    Gone,
+    /// Somebody is there but has not answered in time.
+    Late,
+    /// Somebody answers who serves none.
+    NoMetrics,
+    /// We cannot ask.
+    Ours,
+}
+
+impl Failure {
+    fn of(error: &anyhow::Error) -> Self {
+        let http = error.downcast_ref::<reqwest::Error>();
+        // ENFILE and EMFILE.
+        let short = |error: &std::io::Error| matches!(error.raw_os_error(), Some(23 | 24));
+        if error.chain().any(|cause| cause.downcast_ref().is_some_and(short)) {
+            Self::Ours
+        } else if http.is_some_and(|error| error.is_timeout() && !error.is_connect()) {
+            Self::Late
+        } else if http.and_then(reqwest::Error::status).is_some_and(|status| status.is_client_error()) {
+            Self::NoMetrics
+        } else {
+            Self::Gone
+        }
+    }
+
+    fn say(self, url: &str, error: &anyhow::Error) {
+        match self {
+            Self::Gone | Self::Late => {}
+            Self::NoMetrics => tracing::warn!(
+                url,
+                %error,
+                "it serves no metrics: its load is unknown. Have it serve them (SGLang: --enable-metrics), or say \
+                 `metrics: none`"
+            ),
+            Self::Ours => tracing::warn!(
+                url,
+                error = format!("{error:#}"),
+                "metrics cannot be asked for: this process is short of file descriptors (`ulimit -n`)"
+            ),
+        }
+    }
 }
 
 async fn read(client: &Client, url: &str, patience: Duration) -> anyhow::Result<String> {
@@ -153,6 +202,24 @@ mod tests {
 
     fn parse(page: &str, engine: Option<u16>) -> Scrape {
         Page::new(page).of(engine)
+    }
+
+    #[tokio::test]
+    async fn who_answers_without_metrics_is_not_gone_and_our_own_need_is_nobodys_failure() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+        let server =
+            axum::Router::new().route("/busy", axum::routing::get(|| async { axum::http::StatusCode::BAD_GATEWAY }));
+        let serving = tokio::spawn(async move { axum::serve(listener, server).await });
+        let client = Client::new();
+        let failure = async |url: &str| Failure::of(&read(&client, url, PATIENCE).await.unwrap_err());
+        assert_eq!(failure(&url).await, Failure::NoMetrics);
+        assert_eq!(failure(&url.replace("metrics", "busy")).await, Failure::Gone);
+        serving.abort();
+        let _ = serving.await;
+        assert_eq!(failure(&url).await, Failure::Gone);
+        let short = anyhow::Error::new(std::io::Error::from_raw_os_error(24)).context("cannot connect");
+        assert_eq!(Failure::of(&short), Failure::Ours);
     }
 
     #[test]
@@ -232,9 +299,11 @@ sglang:token_usage{dp_rank="1",engine_type="unified",model_name="m",tp_rank="0"}
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/metrics", silent.local_addr().unwrap());
         let client = Client::builder().no_proxy().build().unwrap();
-        assert!(is_late(&read(&client, &url, Duration::from_millis(50)).await.unwrap_err()));
+        let late = read(&client, &url, Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(Failure::of(&late), Failure::Late);
         drop(silent);
-        assert!(!is_late(&read(&client, &url, Duration::from_secs(5)).await.unwrap_err()));
+        let gone = read(&client, &url, Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(Failure::of(&gone), Failure::Gone);
     }
 
     #[test]

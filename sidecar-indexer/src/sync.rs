@@ -163,7 +163,7 @@ impl State {
         let mut version = have.pages.max(have.table);
         for (changed, page) in table.changed_since(version) {
             let bytes = self.index.page(page);
-            if sent.pages > 0 && out.len() + bytes.len() > REPLY_BYTES {
+            if sent.pages > 0 && out.len() - start + bytes.len() > REPLY_BYTES {
                 return (have.table, version, Sent { more: true, ..sent });
             }
             write_frame(out, &Frame::Page(page, &bytes));
@@ -175,7 +175,7 @@ impl State {
 
     /// Writes the rows of these keys; pages of which most changed as a whole. `None` if that gets too long.
     fn write_rows(&self, out: &mut Vec<u8>, keys: &[(u32, u32)]) -> Option<Sent> {
-        let mut sent = Sent::default();
+        let (start, mut sent) = (out.len(), Sent::default());
         for keys in keys.chunk_by(|a, b| a.0 == b.0) {
             let page = keys.first()?.0;
             if self.index.table().has_more_rows(page, keys.len()) {
@@ -185,7 +185,7 @@ impl State {
                 write_frame(out, &Frame::Page(page, &self.index.page(page)));
                 sent.pages += 1;
             }
-            if out.len() > REPLY_BYTES {
+            if out.len() - start > REPLY_BYTES {
                 return None;
             }
         }

@@ -83,11 +83,12 @@ impl Index {
                 }
                 let matchable = i < stored.readable && self.is_canonical(of, stored, before, tokens);
                 let new = New { hash: *hash, tokens, matchable, more };
+                // Before it is kept: an orphan of more tokens than there is room for is forgotten at once.
+                self.stats.blocks += 1;
                 anchor = match anchor {
                     Anchor::Unknown(parent) => self.wait(of, parent, new, stored.tier),
                     known => self.place(of, known, new, Copies::one(stored.tier)),
                 };
-                self.stats.blocks += 1;
                 self.adopt(of, *hash, anchor);
             }
             before = Some(*hash);

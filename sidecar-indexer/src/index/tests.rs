@@ -586,3 +586,15 @@ fn a_snapshot_of_other_settings_or_too_large_is_refused() {
     full.check();
     assert_eq!(full.stats().blocks, 4);
 }
+
+#[test]
+fn an_orphan_of_more_tokens_than_orphans_may_have_is_forgotten_at_once() {
+    let options = Options { stride: Stride::new(8).unwrap(), max_blocks: 10, tiers: vec![Tier::Gpu] };
+    let mut index = Index::new(options, 1);
+    index.add(Slot(0), "m", &vocabulary(), false);
+    let tokens = vec![0; 5000];
+    let event = Stored { parent: Some(6), tokens: &tokens, block_size: 5000, ..stored(&[7], Tier::Gpu) };
+    index.apply(Slot(0), &Event::Stored(event));
+    index.check();
+    assert_eq!(index.stats().blocks, 0);
+}

@@ -5,7 +5,7 @@
 //! are those of one process and whose end is that process's, or its connection's. What a disconnect means is then the
 //! same as where we connect.
 
-use super::relay::Relay;
+use super::relay::{Relay, keep};
 use super::wire::{Subscription, Wire};
 use crate::app::App;
 use crate::events;
@@ -24,8 +24,6 @@ const CALLS: usize = 4096;
 const LOGGED: usize = 64;
 /// For a caller to say that it is a publisher. When it will have something to publish nobody can tell.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A peer that says nothing for so long is asked whether it is there, and given up after three more of the second.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
 /// A call of a known endpoint.
 pub struct Dialled {
@@ -161,9 +159,7 @@ async fn connect(
     from: SocketAddr,
     place: OwnedSemaphorePermit,
 ) -> anyhow::Result<()> {
-    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1).with_retries(3);
-    socket2::SockRef::from(&caller).set_tcp_keepalive(&keepalive)?;
-    caller.set_nodelay(true)?;
+    keep(&caller)?;
     let mut subscription = Subscription::over(Relay::start(app, from.to_string(), caller).await?, PATIENCE).await?;
     let Some(first) = subscription.next().await else { return Ok(()) };
     let topic = first.get(0).cloned().unwrap_or_default();

@@ -19,6 +19,7 @@ use futures::FutureExt;
 use replay::{Pace, Replay};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -87,6 +88,15 @@ pub async fn follow(app: Arc<App>, company: Arc<Company>, mut source: Source) {
 struct Note {
     app: Arc<App>,
     endpoint: String,
+    /// What would be said again and again.
+    said: Arc<Said>,
+}
+
+/// What has been said of an endpoint.
+#[derive(Default)]
+struct Said {
+    foreign: AtomicBool,
+    replay_failed: AtomicBool,
 }
 
 impl Note {
@@ -97,6 +107,12 @@ impl Note {
     /// A message without number or payload.
     fn foreign(&self) {
         self.app.metrics.unreadable(&self.endpoint);
+        if !self.said.foreign.swap(true, Relaxed) {
+            tracing::warn!(
+                endpoint = self.endpoint,
+                "its messages have no number and payload: is `events` the port of the engine's KV events?"
+            );
+        }
     }
 
     fn unreached(&self, url: &str, error: &anyhow::Error, slot: Slot) {
@@ -116,7 +132,16 @@ impl Note {
     }
 
     fn replay_failed(&self, url: &str, error: &anyhow::Error) {
-        tracing::warn!(endpoint = self.endpoint, url, error = format!("{error:#}"), "replay failed");
+        let (endpoint, error) = (&self.endpoint, format!("{error:#}"));
+        if self.said.replay_failed.swap(true, Relaxed) {
+            tracing::debug!(endpoint, url, error, "replay failed again");
+        } else {
+            tracing::warn!(endpoint, url, error, "replay failed; it is tried again, silently, until it works");
+        }
+    }
+
+    fn replayed(&self) {
+        self.said.replay_failed.store(false, Relaxed);
     }
 }
 
@@ -164,7 +189,7 @@ impl Drop for Seeking {
 impl Follower {
     fn new(app: &Arc<App>, company: &Arc<Company>, source: &Source, told: watch::Receiver<Told>) -> Self {
         let who = Who { slot: source.slot, key: source.key, name: source.key.to_string() };
-        let note = Note { app: app.clone(), endpoint: who.name.clone() };
+        let note = Note { app: app.clone(), endpoint: who.name.clone(), said: Arc::default() };
         let (asking, replay) = (note.clone(), source.replay.clone());
         let ask = move |from, delay| Some(Replay::start(replay.clone()?, asking.clone(), from, delay));
         Self {

@@ -21,6 +21,9 @@ pub const MESSAGE: u64 = 64 << 20;
 const FRAMES: usize = 64;
 /// What a peer begins with.
 const GREETING: u64 = 64;
+/// A peer that says nothing for so long is asked whether it is there, and given up after three more of the second: one
+/// that died, or a connection that something in between forgot, says no goodbye.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 /// Bytes passed on at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -43,7 +46,7 @@ pub(super) async fn dial(url: &str, patience: Duration) -> Result<Box<dyn Peer>>
         Ok::<Box<dyn Peer>, anyhow::Error>(match url.parse()? {
             Endpoint::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.to_string().as_str(), port)).await?;
-                stream.set_nodelay(true)?;
+                keep(&stream)?;
                 Box::new(stream)
             }
             Endpoint::Ipc(path) => Box::new(UnixStream::connect(path.context("it names no path")?).await?),
@@ -51,6 +54,13 @@ pub(super) async fn dial(url: &str, patience: Duration) -> Result<Box<dyn Peer>>
         })
     };
     tokio::time::timeout(patience, connect).await.context("it does not answer")?
+}
+
+/// Sets up a connection to a peer.
+pub(super) fn keep(stream: &TcpStream) -> std::io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1).with_retries(3);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)?;
+    stream.set_nodelay(true)
 }
 
 /// Passes on what a peer and the library say to each other, until one of them hangs up or the peer claims too much.

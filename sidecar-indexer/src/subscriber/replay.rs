@@ -36,7 +36,10 @@ impl Replay {
         Self::of(|messages| async move {
             tokio::time::sleep(delay).await;
             match ask(&url, &note, from, &messages).await {
-                Ok(()) => true,
+                Ok(()) => {
+                    note.replayed();
+                    true
+                }
                 Err(error) => {
                     note.replay_failed(&url, &error);
                     false
