@@ -155,7 +155,7 @@ impl Index {
         {
             return Err(RestoreError::Settings);
         }
-        if !holdings.parts.iter().all(|part| part.is_consistent(stride.bytes() as u64)) {
+        if !holdings.parts.iter().all(|part| part.is_consistent(stride.bytes() as u64) && part.is_on(holdings.tiers)) {
             return Err(RestoreError::Inconsistent);
         }
         let most = self.options.max_blocks;
@@ -361,6 +361,16 @@ impl Part {
         let orphans: usize = self.orphans.iter().map(|o| size_of::<Waiting>() + o.tokens.len() * 4).sum();
         let tails: usize = self.tails.iter().map(|(_, _, tokens)| 48 + tokens.len() * 4).sum();
         runs + orphans + tails + size_of_val(&*self.more) + size_of_val(&*self.unmatchable)
+    }
+
+    /// Whether all of it is on these tiers: what is on others could never be removed.
+    fn is_on(&self, tiers: [bool; 3]) -> bool {
+        let on = |copies: &[u16; 3]| tiers.iter().zip(copies).all(|(indexed, copies)| *indexed || *copies == 0);
+        let held = |run: &Held| tiers.iter().zip(run.masks).all(|(indexed, mask)| *indexed || mask == 0);
+        // More copies are where one is (`is_consistent`).
+        self.runs.iter().all(held)
+            && self.unmatchable.iter().all(|(_, copies)| on(copies))
+            && self.orphans.iter().all(|orphan| on(&orphan.copies))
     }
 
     fn is_consistent(&self, stride: u64) -> bool {

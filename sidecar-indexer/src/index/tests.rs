@@ -598,3 +598,17 @@ fn an_orphan_of_more_tokens_than_orphans_may_have_is_forgotten_at_once() {
     index.check();
     assert_eq!(index.stats().blocks, 0);
 }
+
+#[test]
+fn a_snapshot_of_blocks_that_could_never_be_removed_is_refused() {
+    let slot = Slot(0);
+    let mut index = small_index(100);
+    index.apply(slot, &Event::Stored(Stored { tokens: &[1; 4], block_size: 4, ..stored(&[7], Tier::Gpu) }));
+    let mut holdings = serde_json::to_value(index.snapshot(slot).unwrap()).unwrap();
+    let masks = holdings.pointer_mut("/parts/0/runs/0/masks").unwrap();
+    assert_eq!(*masks, serde_json::json!([1, 0, 0]));
+    // This index knows nothing of disks, and passes over what is removed there.
+    *masks = serde_json::json!([0, 0, 1]);
+    let holdings = serde_json::from_value(holdings).unwrap();
+    assert_eq!(index.restore(slot, &holdings), Err(RestoreError::Inconsistent));
+}
