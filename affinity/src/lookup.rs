@@ -8,7 +8,7 @@
 //! The number of probes is bounded; when it runs out, a holder's match is the deepest one seen (undercounted).
 
 use crate::fingerprint::Fingerprint;
-use crate::page::{Found, PageView, holder, page_of};
+use crate::page::{Found, PageView, holder, page_of, slot_of};
 use crate::units::{Slot, Tier, Tokens};
 use std::ops::Range;
 
@@ -53,10 +53,6 @@ struct Probes<'a, R> {
     made: Vec<Probe>,
     /// Holders as pages have them; each probe's by slot.
     words: Vec<u16>,
-}
-
-fn slot_of(word: u16) -> u16 {
-    word & (Slot::LIMIT - 1)
 }
 
 impl<R> Probes<'_, R> {

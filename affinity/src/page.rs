@@ -60,13 +60,19 @@ pub fn granules(tokens: Tokens) -> u16 {
 /// An entry's `holders` where there is but one: less than [`MANY`].
 #[must_use]
 pub fn one_holder(slot: Slot, tier: Tier) -> u16 {
-    tier.code() << 13 | slot.0 & (Slot::LIMIT - 1)
+    tier.code() << 13 | slot_of(slot.0)
 }
 
 /// What [`one_holder`] was made of; `None` for other words.
 #[must_use]
 pub fn holder(word: u16) -> Option<(Slot, Tier)> {
-    Some((Slot(word & (Slot::LIMIT - 1)), Tier::from_code(word >> 13)?))
+    Some((Slot(slot_of(word)), Tier::from_code(word >> 13)?))
+}
+
+/// The slot in a [`one_holder`], whatever its tier: what sets are sorted by.
+#[must_use]
+pub fn slot_of(word: u16) -> u16 {
+    word & (Slot::LIMIT - 1)
 }
 
 /// No [`one_holder`] is as high as this.
@@ -98,8 +104,7 @@ impl PageWriter {
     /// Writes an entry with a single holder, from [`one_holder`].
     #[inline]
     pub fn one(&mut self, key: u32, holder: u16, granules: u16) {
-        let value = u32::from(holder) | u32::from(granules) << 16;
-        self.entries.push((key.to_le_bytes(), value.to_le_bytes()));
+        self.entries.push((key.to_le_bytes(), joined(holder, granules)));
     }
 
     /// Writes an entry with any number of holders. False if it is left out: there is none, or no room for so many.
@@ -153,6 +158,26 @@ pub(crate) fn header(out: &mut Vec<u8>, entries: u16, epoch: u32, as_of: u64) {
     out.u64(as_of);
 }
 
+/// A value's holders and granules.
+pub(crate) fn split([h0, h1, g0, g1]: [u8; 4]) -> (u16, u16) {
+    (u16::from_le_bytes([h0, h1]), u16::from_le_bytes([g0, g1]))
+}
+
+pub(crate) fn joined(holder: u16, granules: u16) -> [u8; 4] {
+    let ([h0, h1], [g0, g1]) = (holder.to_le_bytes(), granules.to_le_bytes());
+    [h0, h1, g0, g1]
+}
+
+/// The set that `holder` refers to, with its count.
+pub(crate) fn set_at(sets: &[[u8; 2]], holder: u16) -> Option<&[[u8; 2]]> {
+    first_set(sets.get(usize::from(holder & !SET)..)?)
+}
+
+pub(crate) fn first_set(sets: &[[u8; 2]]) -> Option<&[[u8; 2]]> {
+    let count = u16::from_le_bytes(*sets.first()?);
+    sets.get(..=usize::from(count))
+}
+
 /// Writes a page of these entries, in any order.
 #[must_use]
 pub fn encode_page(epoch: u32, as_of: u64, entries: &[PageEntry]) -> Vec<u8> {
@@ -181,9 +206,9 @@ impl SetWriter {
         let mut set: Vec<u16> = holders
             .iter()
             .filter(|(slot, _)| slot.0 < Slot::LIMIT)
-            .map(|(slot, tier)| tier.code() << 13 | slot.0)
+            .map(|(slot, tier)| one_holder(*slot, *tier))
             .collect();
-        set.sort_unstable_by_key(|word| word & (Slot::LIMIT - 1));
+        set.sort_unstable_by_key(|word| slot_of(*word));
         match set.as_slice() {
             [] => None,
             [one] => Some(*one),
@@ -281,18 +306,16 @@ impl<'a> PageView<'a> {
     #[must_use]
     pub fn get(&self, fingerprint: Fingerprint) -> Option<Found<'a>> {
         let at = self.place(fingerprint.0 as u32)?;
-        let [h0, h1, t0, t1] = *self.values.get(at)?;
-        let holders = u16::from_le_bytes([h0, h1]);
+        let (holders, granules) = split(*self.values.get(at)?);
         let holders = if holders == NOBODY {
             // Rows had a set that there was no room for.
             return None;
         } else if holders & SET == 0 {
             Holders::One(holders)
         } else {
-            let (count, rest) = self.sets.get(usize::from(holders & !SET)..)?.split_first()?;
-            Holders::Set(rest.get(..usize::from(u16::from_le_bytes(*count)))?)
+            Holders::Set(set_at(self.sets, holders)?.get(1..)?)
         };
-        Some(Found { tokens: Tokens(u32::from(u16::from_le_bytes([t0, t1])) * GRANULE), holders })
+        Some(Found { tokens: Tokens(u32::from(granules) * GRANULE), holders })
     }
 }
 

@@ -7,7 +7,7 @@
 //! version, and only if nobody else wrote it in between. So whoever applies a reply, however late and beside whomever,
 //! leaves pages that have all of that reply, or more; and every version ever claimed by [`crate::sync::Versions`] stays true.
 
-use crate::page::{HEADER, NOBODY, PageView, SET, header};
+use crate::page::{HEADER, NOBODY, PageView, SET, first_set, header, joined, set_at, split};
 use std::borrow::Cow;
 
 /// News of one page.
@@ -128,16 +128,6 @@ pub fn merge(page: &PageView<'_>, rows: &[u8], as_of: u64) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// A value's holders and granules.
-fn split([h0, h1, g0, g1]: [u8; 4]) -> (u16, u16) {
-    (u16::from_le_bytes([h0, h1]), u16::from_le_bytes([g0, g1]))
-}
-
-fn joined(holder: u16, granules: u16) -> [u8; 4] {
-    let ([h0, h1], [g0, g1]) = (holder.to_le_bytes(), granules.to_le_bytes());
-    [h0, h1, g0, g1]
-}
-
 /// The sets of a merged page, each written once.
 #[derive(Default)]
 struct Sets {
@@ -186,16 +176,6 @@ impl Sets {
         self.words.extend_from_slice(set);
         SET | at
     }
-}
-
-/// The set that `holder` refers to, with its count.
-fn set_at(sets: &[[u8; 2]], holder: u16) -> Option<&[[u8; 2]]> {
-    first_set(sets.get(usize::from(holder & !SET)..)?)
-}
-
-fn first_set(sets: &[[u8; 2]]) -> Option<&[[u8; 2]]> {
-    let count = u16::from_le_bytes(*sets.first()?);
-    sets.get(..=usize::from(count))
 }
 
 #[cfg(test)]

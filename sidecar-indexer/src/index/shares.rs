@@ -1,8 +1,7 @@
 //! Who holds a fingerprint whose one row does not say it: several endpoints, or one in several ways.
 
-use affinity::Tokens;
-use affinity::page::holder;
-use affinity::{Slot, Tier};
+use affinity::page::{holder, slot_of};
+use affinity::{Slot, Tier, Tokens};
 
 /// A block that completes a fingerprint has this holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +20,7 @@ pub(super) struct Shares(Vec<(Share, u32)>);
 
 impl Share {
     fn key(&self) -> (u16, u16, u32) {
-        let slot = self.holder & (Slot::LIMIT - 1);
-        (slot, self.holder, self.tokens.0)
+        (slot_of(self.holder), self.holder, self.tokens.0)
     }
 }
 
