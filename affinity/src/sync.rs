@@ -192,6 +192,12 @@ pub fn read_frames(body: &[u8]) -> impl Iterator<Item = Frame<'_>> {
     })
 }
 
+/// What a reply says at its end; `None`: it was cut off.
+#[must_use]
+pub fn read_end(body: &[u8]) -> Option<End> {
+    read_frames(body).find_map(|frame| if let Frame::End(end) = frame { Some(end) } else { None })
+}
+
 fn versions(out: &mut Vec<u8>, v: &Versions) {
     out.u32(v.epoch);
     out.u64(v.table);

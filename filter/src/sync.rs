@@ -15,7 +15,7 @@ use crate::host::{self, Buffer, Headers, Metric, MetricKind};
 use crate::plugin::Plugin;
 use affinity::rows::{News, update};
 use affinity::sync::{
-    End, Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_frames,
+    End, Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_end, read_frames,
 };
 use std::time::Duration;
 
@@ -92,8 +92,8 @@ impl Sync {
             self.fail(plugin, now, &format!("it does not answer ({status})"));
             return;
         }
-        let had = versions(plugin).epoch;
-        let applied = host::buffer(Buffer::CalloutBody, 0, size).and_then(|body| apply(plugin, &body, now));
+        let (had, number) = versions(plugin);
+        let applied = host::buffer(Buffer::CalloutBody, 0, size).and_then(|body| apply(plugin, &body, number, now));
         let Some((end, whole)) = applied else {
             self.fail(plugin, now, "it answers with something that is no sync reply");
             return;
@@ -108,7 +108,7 @@ impl Sync {
         }
         // Two indexers behind one cluster would hand each other's gateways the whole table over and over; so would one whose
         // pages cannot be written. A table that grew has the next epoch.
-        let other = had != 0 && had != end.have.epoch && had.checked_add(1) != Some(end.have.epoch);
+        let other = had.epoch != 0 && had.epoch != end.have.epoch && had.epoch.checked_add(1) != Some(end.have.epoch);
         if other || !whole {
             self.not_before_ms = now + DISTANCE_MS;
         }
@@ -125,7 +125,7 @@ impl Sync {
         let shared = plugin.known().fleet.as_ref().is_some_and(|f| f.gateways > 1);
         let request = Request {
             gateway: gateway(plugin),
-            have: versions(plugin),
+            have: versions(plugin).0,
             wait_ms: if shared { WAIT_SHARED_MS } else { WAIT_MS },
             loads: loads(plugin),
         };
@@ -175,16 +175,18 @@ impl Sync {
     }
 }
 
-/// What this gateway has.
-fn versions(plugin: &Plugin) -> Versions {
-    host::read_shared(&plugin.keys.versions).and_then(|bytes| Versions::decode(&bytes)).unwrap_or_default()
+/// What this gateway has, and the number that this has in shared data.
+fn versions(plugin: &Plugin) -> (Versions, u32) {
+    let there = host::shared(&plugin.keys.versions);
+    let there = there.map(|(bytes, number)| (Versions::decode(&bytes).unwrap_or_default(), number));
+    there.unwrap_or((Versions::default(), host::ABSENT))
 }
 
 /// Writes a reply to shared data; `None` if it was cut off or makes no sense. Also whether all of it could be written.
-fn apply(plugin: &Plugin, body: &[u8], now: u64) -> Option<(End, bool)> {
+/// `before`: the number of the versions that it follows.
+fn apply(plugin: &Plugin, body: &[u8], before: u32, now: u64) -> Option<(End, bool)> {
     let keys = &plugin.keys;
-    let before = host::shared(&keys.versions).map_or(host::ABSENT, |(_, number)| number);
-    let end = read_frames(body).find_map(|f| if let Frame::End(end) = f { Some(end) } else { None })?;
+    let end = read_end(body)?;
     let (epoch, as_of) = (end.have.epoch, end.have.table);
     let mut whole = true;
     for frame in read_frames(body) {

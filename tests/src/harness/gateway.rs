@@ -6,7 +6,7 @@ use affinity::Fingerprint;
 use affinity::fleet::Fleet;
 use affinity::lookup::{Layout, lookup};
 use affinity::rows::{News, renewed};
-use affinity::sync::{Frame, Request, Versions, read_frames};
+use affinity::sync::{Frame, Request, Versions, read_end, read_frames};
 use anyhow::{Context, Result, bail, ensure};
 
 /// What a gateway has of an indexer.
@@ -49,8 +49,7 @@ impl Gateway {
 
     /// Whether a reply brought pages, and whether there is more.
     fn take(&mut self, reply: &[u8]) -> Result<(bool, bool)> {
-        let end = read_frames(reply).find_map(|frame| if let Frame::End(end) = frame { Some(end) } else { None });
-        let Some(end) = end else { bail!("a sync reply of {} bytes was cut off", reply.len()) };
+        let Some(end) = read_end(reply) else { bail!("a sync reply of {} bytes was cut off", reply.len()) };
         ensure!(end.have.epoch != 0, "an end of no epoch");
         let (epoch, as_of) = (end.have.epoch, end.have.table);
         let mut news = false;
