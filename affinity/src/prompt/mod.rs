@@ -276,10 +276,10 @@ impl Prompts {
     ) -> Result<Canonical, Unknown> {
         let profile = self.profile(model).ok_or(Unknown::Model)?;
         let salt = body.cache_salt.clone();
+        let root = root(namespace, salt.as_deref());
         let said = if api == Api::Chat { body.said(lifted) } else { None };
-        let known = said.and_then(|said| self.recall(profile, model, &said, body.generation(), now));
-        if let Some((bytes, last)) = known {
-            return Ok(Canonical { root: root(namespace, salt.as_deref()), bytes, last, cut: None });
+        if let Some(known) = said.and_then(|said| self.recall(profile, model, root, &said, body.generation(), now)) {
+            return Ok(known);
         }
         let chat = api == Api::Chat || api == Api::Embeddings && body.is_chat();
         let handed_on = if api == Api::Chat { body.handed_on()? } else { None };
@@ -307,19 +307,19 @@ impl Prompts {
                 }
             }
         };
-        self.canonical(profile, root(namespace, salt.as_deref()), rendered, chat, add_special)
+        self.canonical(profile, root, rendered, chat, add_special)
     }
 
-    /// The prompt of most chats, and the length of the last content: put together from memory, without looking at a text
-    /// more than is needed.
+    /// The prompt of most chats: put together from memory, without looking at a text more than is needed.
     fn recall(
         &self,
         profile: &Profile,
         model: u16,
+        root: Fingerprint,
         said: &[Said<'_>],
         generation: bool,
         now: i64,
-    ) -> Option<(Vec<u8>, usize)> {
+    ) -> Option<Canonical> {
         let speller = self.spellers.get(usize::from(model));
         if !profile.opaque.is_empty()
             || !matches!(profile.renderer, Renderer::Jinja(_))
@@ -329,8 +329,9 @@ impl Prompts {
         }
         let now = LocalTime(now.saturating_add(profile.utc_offset.into()));
         let bytes = self.templates.recall(model, said, generation, now)?;
+        let last = said.last().map_or(0, |said| said.content.len());
         let kept = speller.is_none_or(|speller| speller.keeps(&bytes));
-        kept.then(|| (bytes, said.last().map_or(0, |said| said.content.len())))
+        kept.then_some(Canonical { root, bytes, last, cut: None })
     }
 
     /// A body that has become a conversation.
@@ -345,9 +346,10 @@ impl Prompts {
             let mut chat = conversation?;
             self.adapt(api, profile, model, &mut chat, now)?;
             let root = root(namespace, cache_salt.as_deref());
-            let known = chat.said().and_then(|said| self.recall(profile, model, &said, chat.generation(), now));
-            if let Some((bytes, last)) = known {
-                return Ok(Canonical { root, bytes, last, cut: None });
+            let said = chat.said();
+            if let Some(known) = said.and_then(|said| self.recall(profile, model, root, &said, chat.generation(), now))
+            {
+                return Ok(known);
             }
             let rendered = self.render(profile, model, &chat, now)?;
             self.canonical(profile, root, rendered, true, chat.add_special_tokens)
