@@ -15,7 +15,7 @@ use rmpv::Value;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
 
 const SLOT: Slot = Slot(0);
@@ -244,7 +244,7 @@ async fn publisher(at: SocketAddr) -> PubSocket {
 async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_when_they_hang_up() {
     let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
     let (app, board) = (app(address), Arc::new(Switchboard::default()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
     let source = Source {
@@ -311,24 +311,35 @@ async fn hung_up(call: &mut TcpStream) -> bool {
     tokio::time::timeout(Duration::from_secs(10), end).await.is_ok()
 }
 
-#[tokio::test]
-async fn a_command_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
+/// An endpoint's stream that connects to a listener.
+async fn followed() -> (Arc<App>, TcpListener, JoinHandle<()>) {
     let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
     let app = app(address);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
     let source = Source { slot: SLOT, key: Key { address, rank: None }, events: Events::Connect(url), replay: None };
     let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
     let following = tokio::spawn(follow(app.clone(), company, source));
+    (app, listener, following)
+}
+
+/// The next connection, which is greeted.
+async fn called(listener: &TcpListener) -> TcpStream {
     let (mut call, _) = listener.accept().await.unwrap();
     greet(&mut call).await;
+    call
+}
+
+#[tokio::test]
+async fn a_command_that_the_library_panics_at_does_not_end_an_endpoints_stream() {
+    let (app, listener, following) = followed().await;
+    let mut call = called(&listener).await;
     send(&mut call, &frames("", 0, 0)).await;
     assert!(held(&app, 1).await);
     // A command without a name.
     call.write_all(&[4, 0]).await.unwrap();
     assert!(held(&app, 0).await, "what was held is forgotten");
-    let (mut call, _) = listener.accept().await.unwrap();
-    greet(&mut call).await;
+    let mut call = called(&listener).await;
     send(&mut call, &frames("", 0, 0)).await;
     assert!(held(&app, 1).await, "it is followed again");
     let page = app.metrics.page();
@@ -341,28 +352,19 @@ const HUGE: [u8; 9] = [2, 0, 0, 0x40, 0, 0, 0, 0, 0];
 
 #[tokio::test]
 async fn an_engine_that_announces_too_much_is_hung_up_on_and_connected_to_again() {
-    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
-    let app = app(address);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("tcp://{}", listener.local_addr().unwrap());
-    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: Events::Connect(url), replay: None };
-    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
-    let following = tokio::spawn(follow(app.clone(), company, source));
-    let (mut call, _) = listener.accept().await.unwrap();
-    greet(&mut call).await;
+    let (app, listener, following) = followed().await;
+    let mut call = called(&listener).await;
     send(&mut call, &frames("", 0, 0)).await;
     assert!(held(&app, 1).await);
     call.write_all(&HUGE).await.unwrap();
     assert!(hung_up(&mut call).await);
     assert!(held(&app, 0).await, "what was held is forgotten");
-    let (mut call, _) = listener.accept().await.unwrap();
-    greet(&mut call).await;
+    let mut call = called(&listener).await;
     // Many frames that are small each.
     let frame = [&[3, 0, 0, 0, 0, 1, 0, 0, 0][..], &vec![0; 1 << 24]].concat();
     let flood = async { while call.write_all(&frame).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(10), flood).await.unwrap();
-    let (mut call, _) = listener.accept().await.unwrap();
-    greet(&mut call).await;
+    let mut call = called(&listener).await;
     send(&mut call, &frames("", 0, 0)).await;
     assert!(held(&app, 1).await, "it is followed again");
     let page = app.metrics.page();
@@ -373,7 +375,7 @@ async fn an_engine_that_announces_too_much_is_hung_up_on_and_connected_to_again(
 #[tokio::test]
 async fn a_replay_that_announces_too_much_has_failed() {
     let (follower, _) = follower(Arc::default());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
     let mut replay = Replay::start(url, follower.note.clone(), 0, Duration::ZERO);
     let (mut call, _) = listener.accept().await.unwrap();
@@ -389,7 +391,7 @@ async fn a_replay_that_announces_too_much_has_failed() {
 #[tokio::test]
 async fn callers_that_announce_too_much_are_hung_up_on() {
     let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let answering = tokio::spawn(bind::answer(app.clone(), listener, board));
     let mut call = TcpStream::connect(at).await.unwrap();
@@ -403,7 +405,7 @@ async fn callers_that_announce_too_much_are_hung_up_on() {
 #[tokio::test(start_paused = true)]
 async fn callers_that_do_not_say_who_they_are_are_hung_up_on() {
     let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let answering = tokio::spawn(bind::answer(app, listener, board));
     let mut call = TcpStream::connect(at).await.unwrap();
@@ -418,7 +420,7 @@ async fn a_call_that_is_to_be_made_anew_is_hung_up() {
     let (app, board) = (app(address), Arc::new(Switchboard::default()));
     let signals = Signals::default();
     app.enter(SLOT, signals.clone());
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
     let calls = Events::Bound(board.expect(address, None));
