@@ -206,6 +206,9 @@ impl Index {
 
     /// Places the orphans that waited for a block, then those that waited for them.
     fn adopt(&mut self, of: Keeper, hash: u64, anchor: Anchor) {
+        if self.endpoint(of).is_none_or(|e| e.orphans.is_empty()) {
+            return;
+        }
         let mut parents = vec![(hash, anchor)];
         while let Some((parent, anchor)) = parents.pop() {
             let Some(endpoint) = self.endpoint(of).filter(|e| !e.orphans.is_empty()) else { return };
