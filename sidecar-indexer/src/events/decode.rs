@@ -318,8 +318,7 @@ fn known<T>(field: Field<T>) -> Option<T> {
 }
 
 /// Appends a list to `out`. One that cannot be read leaves values there; its event is left out or refused.
-#[inline]
-fn list<'a, T>(
+fn list<'a, T: Default + Clone + TryFrom<u64>>(
     out: &mut Vec<T>,
     reader: &mut Reader<'a>,
     item: impl Fn(&mut Reader<'a>) -> Result<Field<T>, Malformed>,
@@ -333,23 +332,24 @@ fn list<'a, T>(
         }
     };
     let start = out.len();
-    out.reserve(n);
-    for read in 1..=n {
+    // No more than there are bytes: the reader saw to it.
+    out.resize(start + n, T::default());
+    let mut places = out.get_mut(start..).unwrap_or_default();
+    loop {
+        let taken = reader.numbers(places);
+        let Some([place, behind @ ..]) = places.get_mut(taken..) else { break };
         let Field::Is(item) = item(reader)? else {
-            reader.skip_all(n - read)?;
+            reader.skip_all(behind.len())?;
             return Ok(Field::Unreadable);
         };
-        out.push(item);
+        *place = item;
+        places = behind;
     }
     Ok(Field::Is(Span { start, end: out.len() }))
 }
 
 /// A block hash as 64 bits: a number in two's complement, or the last 8 bytes, big-endian.
-#[inline]
 fn hash(reader: &mut Reader<'_>) -> Result<Field<u64>, Malformed> {
-    if let Some(n) = reader.unsigned() {
-        return Ok(Field::Is(n));
-    }
     Ok(match reader.value()? {
         Value::Unsigned(n) => Field::Is(n),
         Value::Negative(n) => Field::Is(n.cast_unsigned()),
@@ -363,11 +363,7 @@ fn hash(reader: &mut Reader<'_>) -> Result<Field<u64>, Malformed> {
 }
 
 /// A token id; from engines with speculative heads a pair of which the first is the token.
-#[inline]
 fn token(reader: &mut Reader<'_>) -> Result<Field<u32>, Malformed> {
-    if let Some(n) = reader.unsigned() {
-        return Ok(u32::try_from(n).map_or(Field::Unreadable, Field::Is));
-    }
     match reader.value()? {
         Value::List(n @ 1..) => {
             let first = small(reader)?;

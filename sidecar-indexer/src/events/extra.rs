@@ -27,7 +27,7 @@ pub fn read_keys<'a>(
         Value::List(n) if n == blocks => {}
         _ => return Ok(false),
     }
-    for block in 0..blocks {
+    for block in reader.nils(blocks)..blocks {
         let mut keys = match reader.value()? {
             Value::Nil => continue,
             Value::List(n) => n,
@@ -67,10 +67,6 @@ pub fn read_images(reader: &mut Reader<'_>, blocks: usize, text: &mut Text<'_>) 
         // Not a list of the blocks: any of them may be an image.
         _ => 0,
     };
-    let mut before = 0;
-    while before < listed && reader.value()? == Value::Nil {
-        before += 1;
-    }
-    text.blocks = text.blocks.min(before);
+    text.blocks = text.blocks.min(reader.nils(listed));
     Ok(())
 }
