@@ -72,9 +72,10 @@ impl<O: Order> Ordered<O> {
         self.search(key, is).ok().and_then(|at| self.slots.get(at))
     }
 
-    /// The row of this key for which `is` is true. Its key must stay as it is.
-    pub(super) fn find_mut(&mut self, key: u64, is: impl FnMut(&O::Row) -> bool) -> Option<&mut O::Row> {
-        self.search(key, is).ok().and_then(|at| self.slots.get_mut(at))
+    /// The row of this key for which `is` is true, whose key must stay as it is; or where to [`Ordered::insert_at`] it.
+    pub(super) fn find_mut(&mut self, key: u64, is: impl FnMut(&O::Row) -> bool) -> Result<&mut O::Row, usize> {
+        let at = self.search(key, is)?;
+        self.slots.get_mut(at).ok_or(at)
     }
 
     /// Reads the homes of these keys all at once: one by one they would be waited for.
@@ -85,10 +86,16 @@ impl<O: Order> Ordered<O> {
 
     /// Puts in one more row.
     pub(super) fn insert(&mut self, row: O::Row) {
+        let (Ok(at) | Err(at)) = self.search(self.order.key(&row), |_| false);
+        self.insert_at(at, row);
+    }
+
+    /// Puts in one more row, whose place was just looked for.
+    pub(super) fn insert_at(&mut self, at: usize, row: O::Row) {
         if (self.len + 1) * 100 > self.room * FULLEST {
             self.rebuild(self.room + self.room / 4 + 16);
+            return self.insert(row);
         }
-        let (Ok(at) | Err(at)) = self.search(self.order.key(&row), |_| false);
         self.len += 1;
         let gap = self.slots.get(at..).unwrap_or_default().iter().position(O::is_gap);
         if let Some(gap) = gap

@@ -4,8 +4,8 @@
 //!
 //! **Invariants:** a fingerprint has one row, if anybody holds it; rows lie by page, and within it by key; a page whose
 //! entries differ from what they were at version `v` has a version above `v`, unless the epoch changed; no two pages
-//! share a version but 0, so that "all up to `v`" is a clean cut; pages that ever changed form a list by version; every
-//! version but those of a growing table is that of one row's change, and the last ones' keys are kept.
+//! share a version but 0, so that "all up to `v`" is a clean cut; every version but those of a growing table is that of one
+//! row's change, and the last ones' keys are kept.
 
 use super::changes::Changes;
 use super::ordered::{Order, Ordered};
@@ -17,8 +17,6 @@ use affinity::{Fingerprint, Slot, Tier, Tokens};
 const START_BITS: u8 = 6;
 /// The number of pages doubles when they hold more rows than this on average: 2 KiB a page.
 const ROWS_PER_PAGE: usize = 256;
-/// No page: the ends of the list.
-const NO_PAGE: u32 = u32::MAX;
 
 /// Rows by page, and the pages' versions.
 pub struct Table {
@@ -28,17 +26,9 @@ pub struct Table {
     /// What rows refer to, and which of it is free.
     shares: Vec<Shares>,
     free: Vec<u32>,
-    pages: Vec<Page>,
-    newest: u32,
+    /// The table's version when each page last changed; 0 if it never did.
+    pages: Vec<u64>,
     changes: Changes,
-}
-
-#[derive(Clone, Copy)]
-struct Page {
-    /// The table's version when this page last changed; 0 if it never did.
-    version: u64,
-    newer: u32,
-    older: u32,
 }
 
 /// Who holds a fingerprint.
@@ -111,8 +101,7 @@ impl Table {
             rows: Ordered::new(ByPage { bits: START_BITS }),
             shares: Vec::new(),
             free: Vec::new(),
-            pages: empty_pages(START_BITS),
-            newest: NO_PAGE,
+            pages: vec![0; 1 << START_BITS],
             changes: Changes::new(),
         }
     }
@@ -147,22 +136,14 @@ impl Table {
         self.len() == 0
     }
 
-    /// Pages that changed after `version`, oldest change first: `(version, page)`. Costs what changed. After version 0
+    /// Pages that changed after `version`, oldest change first: `(version, page)`. Looks at all pages. After version 0
     /// all pages, even those that never changed: whoever has them all can be sent rows from then on.
     #[must_use]
     pub fn changed_since(&self, version: u64) -> Vec<(u64, u32)> {
-        let mut next = self.newest;
-        let mut changed: Vec<_> = std::iter::from_fn(|| {
-            let (number, page) = (next, self.pages.get(next as usize)?);
-            next = page.older;
-            (page.version > version).then_some((page.version, number))
-        })
-        .collect();
-        if version == 0 && self.version > 0 {
-            changed
-                .extend((0u32..).zip(&self.pages).filter(|(_, page)| page.version == 0).map(|(number, _)| (0, number)));
-        }
-        changed.reverse();
+        let all = version == 0 && self.version > 0;
+        let pages = self.pages.iter().copied().zip(0..);
+        let mut changed: Vec<_> = pages.filter(|(changed, _)| all || *changed > version).collect();
+        changed.sort_unstable();
         changed
     }
 
@@ -196,11 +177,14 @@ impl Table {
         self.renew(page_of(fingerprint, self.bits()));
         self.changes.note(self.version, fingerprint);
         let (place, same) = (self.rows.order().place(fingerprint), |row: &Row| row.fingerprint == fingerprint);
-        let Some(row) = self.rows.find_mut(place, same) else {
-            if let Some(share) = is {
-                self.rows.insert(Row::new(fingerprint, share));
+        let row = match self.rows.find_mut(place, same) {
+            Ok(row) => row,
+            Err(at) => {
+                if let Some(share) = is {
+                    self.rows.insert_at(at, Row::new(fingerprint, share));
+                }
+                return;
             }
-            return;
         };
         match (row.only(), was, is) {
             (Some((share, 1)), Some(was), Some(is)) if share == was => *row = Row::new(fingerprint, is),
@@ -336,7 +320,7 @@ impl Table {
         if self.bits() == before {
             return;
         }
-        (self.pages, self.newest) = (empty_pages(self.bits()), NO_PAGE);
+        self.pages = vec![0; 1 << self.bits()];
         (0..1 << self.bits()).for_each(|number| self.renew(number));
         self.changes.forget(self.version);
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);
@@ -357,23 +341,9 @@ impl Table {
     /// Gives a page a new version.
     fn renew(&mut self, number: u32) {
         self.version += 1;
-        let (version, newest) = (self.version, self.newest);
-        let Some(page) = self.pages.get_mut(number as usize) else { return };
-        page.version = version;
-        if newest == number {
-            return;
+        if let Some(page) = self.pages.get_mut(number as usize) {
+            *page = self.version;
         }
-        let (newer, older) = (std::mem::replace(&mut page.newer, NO_PAGE), std::mem::replace(&mut page.older, newest));
-        if let Some(newer) = self.pages.get_mut(newer as usize) {
-            newer.older = older;
-        }
-        if let Some(older) = self.pages.get_mut(older as usize) {
-            older.newer = newer;
-        }
-        if let Some(newest) = self.pages.get_mut(newest as usize) {
-            newest.newer = number;
-        }
-        self.newest = number;
     }
 
     /// Memory that it takes.
@@ -382,13 +352,9 @@ impl Table {
             + super::allocated::<Shares>(self.shares.capacity())
             + self.shares.iter().map(Shares::bytes).sum::<usize>()
             + super::allocated::<u32>(self.free.capacity())
-            + super::allocated::<Page>(self.pages.capacity())
+            + super::allocated::<u64>(self.pages.capacity())
             + self.changes.bytes()
     }
-}
-
-fn empty_pages(bits: u8) -> Vec<Page> {
-    vec![Page { version: 0, newer: NO_PAGE, older: NO_PAGE }; 1 << bits]
 }
 
 #[cfg(test)]
