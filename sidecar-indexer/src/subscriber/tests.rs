@@ -443,3 +443,37 @@ async fn a_call_that_is_to_be_made_anew_is_hung_up() {
     answering.abort();
     following.abort();
 }
+
+/// Seconds until the kernel asks who is there of a connection that is silent, by its own tables; `None`: it never will.
+#[cfg(target_os = "linux")]
+fn asks_within(ours: SocketAddr, theirs: SocketAddr) -> Option<u64> {
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let connection = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+        (port(&fields[1]) == Some(ours.port()) && port(&fields[2]) == Some(theirs.port())).then(|| fields[5].clone())
+    };
+    let timer = table.lines().skip(1).find_map(connection).unwrap();
+    // In hundredths of a second. Delayed acknowledgements have this kind, too, but are due within one.
+    let due = timer.strip_prefix("02:").map(|when| u64::from_str_radix(when, 16).unwrap() / 100);
+    due.filter(|seconds| *seconds > 1)
+}
+
+/// Else a machine that is lost keeps its blocks in the index for ever: it says no goodbye.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connections_that_are_silent_are_asked_whether_somebody_is_there() {
+    let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let answering = tokio::spawn(bind::answer(app, listener, board));
+    let call = publisher(at).await;
+    let engine = call.local_addr().unwrap();
+    assert!(so(|| asks_within(at, engine).is_some_and(|seconds| seconds <= 15)).await, "one that dialled in");
+    answering.abort();
+    let (_app, listener, following) = followed().await;
+    let (_call, indexer) = listener.accept().await.unwrap();
+    let at = listener.local_addr().unwrap();
+    assert!(so(|| asks_within(indexer, at).is_some_and(|seconds| seconds <= 15)).await, "one that was dialled");
+    following.abort();
+}
