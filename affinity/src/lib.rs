@@ -5,7 +5,7 @@
 //!
 //! Read in this order: [`prompt`] (a request's canonical bytes), [`fingerprint`] (bytes to fingerprints), [`page`] and [`lookup`] (the affinity table),
 //! [`predicted`] (placements not yet confirmed), [`placement`] (loads and matches to an endpoint),
-//! [`fleet`], [`profile`] and [`sync`] (what travels between indexer and filter).
+//! [`fleet`], [`profile`] and [`sync`] (what travels between indexer and filter), [`shared`] (where the filter keeps it).
 
 pub mod fingerprint;
 pub mod fleet;
@@ -17,6 +17,7 @@ pub mod predicted;
 pub mod profile;
 pub mod prompt;
 pub mod rows;
+pub mod shared;
 pub mod sync;
 pub mod units;
 mod wire;

@@ -4,19 +4,15 @@
 //! one of them the poller; when it stops renewing, another takes over. Everything the poller knows (versions, gateway
 //! name) lies in shared data too, so a successor goes on where it stopped.
 //!
-//! **Invariants:** a reply is applied in order and its versions are written last, so a poller that dies half-way leaves
-//! a state from which the same reply can be asked for and applied again. Where a lease moves while a reply is applied, two
-//! VMs write: within an epoch pages never go back ([`affinity::rows`]); for all else, whoever finds that the versions were
-//! written meanwhile claims nothing, and everything comes again. Rows that cannot be laid over their page claim nothing of
-//! the table: it comes again as whole pages.
+//! Where a lease moves while a request is under way or a reply is applied, two VMs write: [`affinity::shared`] keeps what
+//! they claim true.
 
 use crate::decide::remember;
 use crate::host::{self, Buffer, Headers, Metric, MetricKind};
 use crate::plugin::Plugin;
-use affinity::rows::{News, update};
-use affinity::sync::{
-    End, Frame, Load, Placement, Request, Versions, decode_placements, encode_placements, read_end, read_frames,
-};
+use affinity::shared::{Applied, Had, Place, Shared, apply, had};
+use affinity::sync::{Load, Placement, Request, decode_placements, encode_placements};
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// Every VM ticks this often.
@@ -39,8 +35,7 @@ const BACKOFF_MS: (u64, u64) = (100, 2_000);
 pub struct Sync {
     /// Names this VM in the lease.
     me: u64,
-    /// Token of the request in flight and when it was sent.
-    asking: Option<(u32, u64)>,
+    asking: Option<Asking>,
     not_before_ms: u64,
     backoff_ms: u64,
     /// Questions asked at once since `faded_ms`.
@@ -48,6 +43,14 @@ pub struct Sync {
     faded_ms: u64,
     ok: Option<Metric>,
     failed: Option<Metric>,
+}
+
+/// The request in flight.
+struct Asking {
+    token: u32,
+    since_ms: u64,
+    /// What it says that this gateway has.
+    had: Had,
 }
 
 impl Sync {
@@ -70,7 +73,7 @@ impl Sync {
             plugin.loads.fade();
         }
         // A callout that was lost with its cluster never answers: it counts as failed after twice its timeout.
-        if self.asking.is_some_and(|(_, since)| now.saturating_sub(since) > 2 * TIMEOUT.as_millis() as u64) {
+        if self.asking.as_ref().is_some_and(|a| now.saturating_sub(a.since_ms) > 2 * TIMEOUT.as_millis() as u64) {
             self.asking = None;
         }
         if self.asking.is_none() && now >= self.not_before_ms {
@@ -80,10 +83,7 @@ impl Sync {
 
     /// The answer to a callout of this VM. Placements are not waited for.
     pub fn answered(&mut self, plugin: &Plugin, token: u32, headers: usize, size: usize) {
-        if self.asking.is_none_or(|(asked, _)| asked != token) {
-            return;
-        }
-        self.asking = None;
+        let Some(Asking { had, .. }) = self.asking.take_if(|asking| asking.token == token) else { return };
         let now = host::now_ms();
         // Without headers the call was reset half-way; Envoy makes up a status when it could not connect.
         let status = (headers > 0).then(|| host::header(Headers::Callout, ":status")).flatten();
@@ -92,25 +92,28 @@ impl Sync {
             self.fail(plugin, now, &format!("it does not answer ({status})"));
             return;
         }
-        let (had, number) = versions(plugin);
-        let applied = host::buffer(Buffer::CalloutBody, 0, size).and_then(|body| apply(plugin, &body, number, now));
-        let Some((end, whole)) = applied else {
+        let body = host::buffer(Buffer::CalloutBody, 0, size).unwrap_or_default();
+        let applied = apply(&Kept { plugin, now }, &body, had);
+        if applied == Applied::Nonsense {
             self.fail(plugin, now, "it answers with something that is no sync reply");
             return;
-        };
+        }
         plugin.news.heard_ms.set(now);
         self.backoff_ms = BACKOFF_MS.0;
         if let Some(ok) = self.ok {
             ok.add(1);
         }
-        if !whole {
-            plugin.count("sync", "lost");
-        }
-        // Two indexers behind one cluster would hand each other's gateways the whole table over and over; so would one whose
-        // pages cannot be written. A table that grew has the next epoch.
-        let other = had.epoch != 0 && had.epoch != end.have.epoch && had.epoch.checked_add(1) != Some(end.have.epoch);
-        if other || !whole {
-            self.not_before_ms = now + DISTANCE_MS;
+        if let Applied::Taken { end, whole } = applied {
+            if !whole {
+                plugin.count("sync", "lost");
+            }
+            // Two indexers behind one cluster would hand each other's gateways the whole table over and over; so would
+            // one whose pages cannot be written. A table that grew has the next epoch.
+            let (was, is) = (had.versions.epoch, end.have.epoch);
+            let other = was != 0 && was != is && was.checked_add(1) != Some(is);
+            if other || !whole {
+                self.not_before_ms = now + DISTANCE_MS;
+            }
         }
         self.prompt += 1;
         if self.prompt > PROMPT_PER_SECOND {
@@ -123,14 +126,15 @@ impl Sync {
 
     fn ask(&mut self, plugin: &Plugin, now: u64) {
         let shared = plugin.known().fleet.as_ref().is_some_and(|f| f.gateways > 1);
+        let had = had(&Kept { plugin, now });
         let request = Request {
             gateway: gateway(plugin),
-            have: versions(plugin).0,
+            have: had.versions,
             wait_ms: if shared { WAIT_SHARED_MS } else { WAIT_MS },
             loads: loads(plugin),
         };
         match host::post(&plugin.config.indexer_cluster, "/v1/sync", &request.encode(), TIMEOUT) {
-            Some(token) => self.asking = Some((token, now)),
+            Some(token) => self.asking = Some(Asking { token, since_ms: now, had }),
             None => self.fail(plugin, now, "Envoy has no such cluster (yet)"),
         }
     }
@@ -175,52 +179,48 @@ impl Sync {
     }
 }
 
-/// What this gateway has, and the number that this has in shared data.
-fn versions(plugin: &Plugin) -> (Versions, u32) {
-    let there = host::shared(&plugin.keys.versions);
-    let there = there.map(|(bytes, number)| (Versions::decode(&bytes).unwrap_or_default(), number));
-    there.unwrap_or((Versions::default(), host::ABSENT))
+/// Envoy's shared data.
+struct Kept<'a> {
+    plugin: &'a Plugin,
+    now: u64,
 }
 
-/// Writes a reply to shared data; `None` if it was cut off or makes no sense. Also whether all of it could be written.
-/// `before`: the number of the versions that it follows.
-fn apply(plugin: &Plugin, body: &[u8], before: u32, now: u64) -> Option<(End, bool)> {
-    let keys = &plugin.keys;
-    let end = read_end(body)?;
-    let (epoch, as_of) = (end.have.epoch, end.have.table);
-    let mut whole = true;
-    for frame in read_frames(body) {
-        match frame {
-            Frame::Page(number, bytes) => whole &= write_page(&keys.page(number), News::Whole(bytes)),
-            Frame::Rows(number, rows) => whole &= write_page(&keys.page(number), News::Rows { rows, epoch, as_of }),
-            Frame::Fleet(bytes) => {
-                host::set_shared(&keys.fleet, bytes, None);
-                plugin.news.fleet.add(1);
-            }
-            Frame::Profiles(bytes) => {
-                host::set_shared(&keys.profiles, bytes, None);
-                plugin.news.profiles.add(1);
-            }
-            Frame::Placements(bytes) => {
-                for placement in decode_placements(bytes).map(|(_, p)| p).unwrap_or_default() {
-                    remember(keys, placement.slot, &placement.marks, now + plugin.config.predicted_ttl_ms);
-                }
-            }
-            Frame::End(end) => {
-                let have = if whole { end.have } else { Versions { table: 0, pages: 0, ..end.have } };
-                if !host::set_shared(&keys.versions, &have.encode(), Some(before)) {
-                    // Another VM wrote a reply meanwhile: which of the two a key is from cannot be told.
-                    host::set_shared(&keys.versions, &Versions::default().encode(), None);
-                    whole = false;
-                }
-            }
+impl Kept<'_> {
+    fn key(&self, place: Place) -> Cow<'_, str> {
+        let keys = &self.plugin.keys;
+        match place {
+            Place::Versions => Cow::Borrowed(&keys.versions),
+            Place::Fleet => Cow::Borrowed(&keys.fleet),
+            Place::Profiles => Cow::Borrowed(&keys.profiles),
+            Place::Page(number) => Cow::Owned(keys.page(number)),
         }
     }
-    Some((end, whole))
 }
 
-fn write_page(key: &str, news: News<'_>) -> bool {
-    update(news, || host::shared(key), |page, number| host::set_shared(key, page, Some(number.unwrap_or(host::ABSENT))))
+impl Shared for Kept<'_> {
+    fn read(&self, place: Place) -> Option<(Vec<u8>, u32)> {
+        host::shared(&self.key(place))
+    }
+
+    fn swap(&self, place: Place, bytes: &[u8], number: Option<u32>) -> bool {
+        host::set_shared(&self.key(place), bytes, Some(number.unwrap_or(host::ABSENT)))
+    }
+
+    fn write(&self, place: Place, bytes: &[u8]) {
+        host::set_shared(&self.key(place), bytes, None);
+        match place {
+            Place::Fleet => self.plugin.news.fleet.add(1),
+            Place::Profiles => self.plugin.news.profiles.add(1),
+            Place::Versions | Place::Page(_) => {}
+        }
+    }
+
+    fn placements(&self, bytes: &[u8]) {
+        let expires_ms = self.now + self.plugin.config.predicted_ttl_ms;
+        for placement in decode_placements(bytes).map(|(_, p)| p).unwrap_or_default() {
+            remember(&self.plugin.keys, placement.slot, &placement.marks, expires_ms);
+        }
+    }
 }
 
 /// This gateway's loads on every endpoint that has any.

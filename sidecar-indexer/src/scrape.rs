@@ -299,7 +299,7 @@ sglang:token_usage{dp_rank="1",engine_type="unified",model_name="m",tp_rank="0"}
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/metrics", silent.local_addr().unwrap());
         let client = Client::builder().no_proxy().build().unwrap();
-        let late = read(&client, &url, Duration::from_millis(50)).await.unwrap_err();
+        let late = read(&client, &url, Duration::from_millis(500)).await.unwrap_err();
         assert_eq!(Failure::of(&late), Failure::Late);
         drop(silent);
         let gone = read(&client, &url, Duration::from_secs(5)).await.unwrap_err();

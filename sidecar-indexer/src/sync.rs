@@ -12,7 +12,7 @@ use affinity::{Slot, Stride};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A reply is ended with more to come once it is this long: gateways write it to shared data in one go.
+/// How long a reply may be: gateways write it to shared data in one go.
 const REPLY_BYTES: usize = 900 << 10;
 /// Loads alone are sent this often at most.
 const LOADS_EVERY: Duration = Duration::from_millis(100);
@@ -28,6 +28,8 @@ pub struct State {
     /// How prompts are made.
     pub models: Models,
     stride: Stride,
+    /// A reply is ended with more to come once it is this long.
+    reply_bytes: usize,
 }
 
 /// Whether a gateway should be answered.
@@ -58,7 +60,7 @@ impl State {
     /// The state before anything happened.
     #[must_use]
     pub fn new(index: Index, models: Models, stride: Stride) -> Self {
-        Self { index, fleet: Fleet::default(), gateways: Gateways::new(0), models, stride }
+        Self { index, fleet: Fleet::default(), gateways: Gateways::new(0), models, stride, reply_bytes: REPLY_BYTES }
     }
 
     /// Starts with an empty index of another epoch, which voids all that gateways have of the table.
@@ -163,7 +165,7 @@ impl State {
         let mut version = have.pages.max(have.table);
         for (changed, page) in table.changed_since(version) {
             let bytes = self.index.page(page);
-            if sent.pages > 0 && out.len() - start + bytes.len() > REPLY_BYTES {
+            if sent.pages > 0 && out.len() - start + bytes.len() > self.reply_bytes {
                 return (have.table, version, Sent { more: true, ..sent });
             }
             write_frame(out, &Frame::Page(page, &bytes));
@@ -185,7 +187,7 @@ impl State {
                 write_frame(out, &Frame::Page(page, &self.index.page(page)));
                 sent.pages += 1;
             }
-            if out.len() - start > REPLY_BYTES {
+            if out.len() - start > self.reply_bytes {
                 return None;
             }
         }
@@ -198,5 +200,7 @@ impl State {
     }
 }
 
+#[cfg(test)]
+mod late_tests;
 #[cfg(test)]
 mod tests;

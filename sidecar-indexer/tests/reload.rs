@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -48,12 +48,12 @@ struct Indexer {
 
 impl Indexer {
     fn start(mount: &Mount) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_warmpath-indexer"))
-            .args(["run", "--config"])
-            .arg(mount.0.join("indexer.yaml"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_warmpath-indexer")), mount)
+    }
+
+    fn start_by(mut command: Command, mount: &Mount) -> Self {
+        let mut child =
+            command.args(["run", "--config"]).arg(mount.0.join("indexer.yaml")).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, into) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
         std::thread::spawn(move || {
@@ -91,22 +91,21 @@ impl Indexer {
         self.until(text, |this| this.log().contains(text));
     }
 
-    fn until(&self, what: &str, mut so: impl FnMut(&Self) -> bool) -> Duration {
+    fn until(&self, what: &str, mut so: impl FnMut(&Self) -> bool) {
         let since = Instant::now();
         while !so(self) {
             assert!(since.elapsed() < PATIENCE, "never: {what}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        since.elapsed()
     }
 
     /// Waits until exactly these endpoints are followed, by the ports of 127.0.0.1.
-    fn follows(&self, ports: &[u16]) -> Duration {
+    fn follows(&self, ports: &[u16]) {
         self.until(&format!("{ports:?} are followed"), |this| {
             let page = this.metrics();
             page.contains(&format!("warmpath_endpoints {}\n", ports.len()))
                 && ports.iter().all(|port| page.contains(&format!("endpoint_up{{endpoint=\"127.0.0.1:{port}\"}}")))
-        })
+        });
     }
 }
 
@@ -127,8 +126,10 @@ fn a_swapped_config_map_is_taken_over_and_a_broken_one_is_not() {
     mount.swap(1, &config("", &at(1)));
     let indexer = Indexer::start(&mount);
     indexer.follows(&[1]);
+    let swapped = Instant::now();
     mount.swap(2, &config("", &[at(1), at(2)].join(", ")));
-    let took = indexer.follows(&[1, 2]);
+    indexer.follows(&[1, 2]);
+    let took = swapped.elapsed();
     assert!(took >= Duration::from_millis(900), "a change counts once it stays the same: {took:?}");
 
     mount.swap(3, &config("", &format!("{}, {{address: here, model: tiny}}", at(3))));
@@ -229,4 +230,64 @@ fn a_names_addresses_are_followed() {
     mount.swap(3, &config("dns_interval_ms: 200", &format!("{{dns: '{name}:7', model: tiny, metrics: none}}")));
     indexer.until("they are gone", |this| this.metrics().contains("warmpath_endpoints 0\n"));
     indexer.says("cannot look the name up");
+}
+
+/// The program under these limits on file descriptors.
+#[cfg(target_os = "linux")]
+fn allowed_files(soft: u32, hard: u32) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -S -n {soft} && ulimit -H -n {hard} && exec \"$0\" \"$@\"")]);
+    command.arg(env!("CARGO_BIN_EXE_warmpath-indexer"));
+    command
+}
+
+/// Else more than some 100 engines are followed badly where only the soft limit is low, as it mostly is.
+#[cfg(target_os = "linux")]
+#[test]
+fn as_many_files_are_opened_as_are_allowed_and_few_are_complained_of() {
+    let mount = Mount::new("descriptors");
+    mount.swap(1, &config("", &at(1)));
+    let indexer = Indexer::start_by(allowed_files(100, 300), &mount);
+    indexer.says("few file descriptors are allowed: enough for about 37 engines");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", indexer.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("300"), "{files}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn who_cannot_be_asked_for_want_of_file_descriptors_is_not_down() {
+    let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = engine.local_addr().unwrap().port();
+    // A connection for each question, so that each takes a descriptor.
+    std::thread::spawn(move || {
+        for mut call in engine.incoming().flatten() {
+            let _ = call.read(&mut [0; 4096]);
+            let _ = call.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let mount = Mount::new("short");
+    mount.swap(1, &config("scrape_interval_ms: 100", &format!("{{address: '127.0.0.1:{port}', model: tiny}}")));
+    let indexer = Indexer::start_by(allowed_files(64, 64), &mount);
+    let up = format!("endpoint_up{{endpoint=\"127.0.0.1:{port}\"}} 1\n");
+    indexer.until("it is up", |this| this.metrics().contains(&up));
+    let mut asked = TcpStream::connect(&indexer.address).unwrap();
+    let mut page = || {
+        asked.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let (mut page, mut chunk) = (String::new(), [0; 4096]);
+        while !page.contains("# EOF") {
+            let read = asked.read(&mut chunk).unwrap();
+            assert!(read > 0, "hung up after {page:?}");
+            page += std::str::from_utf8(&chunk[..read]).unwrap();
+        }
+        page
+    };
+    page();
+    let _all: Vec<_> = (0..100).map(|_| TcpStream::connect(&indexer.address).unwrap()).collect();
+    indexer.says("short of file descriptors");
+    // Three failures would be enough.
+    for _ in 0..15 {
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(page().contains(&up), "{}", page());
+    }
 }

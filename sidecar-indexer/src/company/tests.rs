@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const LIMIT: usize = 10_000;
+/// For what takes a moment, or seconds on a busy machine. What hangs here does so for longer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn key() -> Key {
     Key { address: "10.0.0.1:8000".parse().unwrap(), rank: Some(3) }
@@ -86,11 +88,12 @@ async fn a_peer_that_is_slow_gone_or_lies_costs_a_bounded_time_and_the_next_is_a
         peer(9.7, Vec::new()).await,
         hangs.await,
         "http://127.0.0.1:1".to_owned(),
-        "http://no-such-host.invalid:9400".to_owned(),
+        // A label that is too long is refused without a resolver, which might take its time.
+        format!("http://{}.invalid:9400", "x".repeat(64)),
     ];
     let start = Instant::now();
     assert_eq!(ask(&peers).await, Some(8.0));
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PATIENCE, "as long as the one that hangs: {:?}", start.elapsed());
 }
 
 #[tokio::test]
@@ -155,13 +158,18 @@ impl Redis {
             eprintln!("SKIPPED: redis-server is not installed (Debian: apt-get install redis-server)");
             return None;
         };
-        for _ in 0..500 {
-            if std::net::TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_ok() {
-                break;
+        let (mut this, start) = (Self { server, url: format!("redis://127.0.0.1:{port}/1") }, Instant::now());
+        loop {
+            if this.server.try_wait().unwrap().is_some() {
+                // Somebody else took the port meanwhile.
+                return Self::start();
             }
+            if std::net::TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_ok() {
+                return Some(this);
+            }
+            assert!(start.elapsed() < PATIENCE, "redis-server does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Some(Self { server, url: format!("redis://127.0.0.1:{port}/1") })
     }
 }
 
@@ -220,13 +228,12 @@ async fn a_key_that_cannot_be_written_does_not_keep_the_others_from_being() {
     let mut connection = store.connection().await.unwrap();
     redis::cmd("SET").arg(store::place(key())).arg("no hash").exec_async(&mut connection).await.unwrap();
     let following = tokio::spawn(store.clone().follow(app.clone(), Duration::from_millis(20)));
-    let mut tries = 0;
-    while store.last(other).await.unwrap().is_none() && tries < 200 {
+    let start = Instant::now();
+    while store.last(other).await.unwrap().is_none() {
+        assert!(start.elapsed() < PATIENCE, "{}", app.metrics.page());
         tokio::time::sleep(Duration::from_millis(10)).await;
-        tries += 1;
     }
     following.abort();
-    assert!(tries < 200, "{}", app.metrics.page());
 }
 
 #[tokio::test]
@@ -251,15 +258,14 @@ async fn a_store_that_goes_and_comes_is_used_again() {
     drop(redis);
     let start = Instant::now();
     assert!(company.seek(key()).await.is_none());
-    assert!(start.elapsed() < Duration::from_secs(6));
+    assert!(start.elapsed() < PATIENCE);
     assert!(company.app.metrics.page().contains("warmpath_store_failures_total 1"));
     let server = Command::new("redis-server").args(["--port", &port, "--save", ""]).stdout(Stdio::null()).spawn();
     let _redis = Redis { server: server.unwrap(), url };
     let store = company.store.as_ref().unwrap();
-    for _ in 0..100 {
-        if store.put(key(), 3.0, &offer(1, 3.0).encode(key()).unwrap()).await.is_ok() {
-            break;
-        }
+    let start = Instant::now();
+    while store.put(key(), 3.0, &offer(1, 3.0).encode(key()).unwrap()).await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "it is not used again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(company.seek(key()).await.unwrap().checkpoint.position.last, 3.0);
