@@ -77,7 +77,7 @@ impl Drop for Replay {
 /// Asks for messages and passes them on, until the end was seen or nobody listens.
 async fn ask(url: &str, note: &Note, from: u64, messages: &mpsc::Sender<Message<Batch>>) -> anyhow::Result<()> {
     let engine = dial(url, CONNECT_TIMEOUT).await?;
-    let mut relay = Relay::start(&note.app, format!("{}, {url}", note.endpoint), engine).await?;
+    let mut relay = Relay::start(&note.app, format!("{}, {url}", note.endpoint), engine, None).await?;
     let mut socket = DealerSocket::with_options(options(CONNECT_TIMEOUT));
     socket.connect(&relay.url).await?;
     let mut request = ZmqMessage::from(Bytes::new());
