@@ -193,8 +193,8 @@ impl Index {
         // Runs that the keeper has a holder in are closed upwards: all above them have one, too.
         let mut order: Vec<u32> = Vec::new();
         let mut index: HashMap<u32, u32> = HashMap::new();
-        for block in endpoint.residents.iter() {
-            let (mut path, mut next) = (Vec::new(), block.run());
+        for run in endpoint.residents.runs() {
+            let (mut path, mut next) = (Vec::new(), run);
             while let Some(run) = self.tree.run(next).filter(|r| !r.is_root() && !index.contains_key(&next)) {
                 path.push(next);
                 next = run.parent.run();
