@@ -231,16 +231,16 @@ impl Index {
                 *index.get(&above)?
             };
             let holder = run.holder(of)?;
-            let contents: Vec<Content> = (0..*needed).map(|at| run.content(at, self.options.stride)).collect();
+            let (states, digests) = run.states(*needed).unzip();
             runs.push(Held {
                 begins,
                 parent,
                 offset: if begins { 0 } else { run.parent.offset() },
                 size: run.size(),
-                states: contents.iter().map(|c| c.chain.content()).collect(),
+                states,
                 ends: (0..*needed).map(|at| run.span(at)).collect(),
-                digests: contents.iter().map(|c| c.digest).collect(),
-                prints: (0..*needed).flat_map(|at| run.prints(at, self.options.stride)).map(|p| p.0).collect(),
+                digests,
+                prints: run.prints_within(&(0..*needed as u8), self.options.stride).iter().map(|p| p.0).collect(),
                 masks: holder.masks(),
                 hashes: holder.hashes().to_vec(),
             });
