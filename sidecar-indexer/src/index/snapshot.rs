@@ -374,7 +374,7 @@ impl Part {
     }
 
     fn is_consistent(&self, stride: u64) -> bool {
-        let mut hashes = HashSet::new();
+        let mut hashes = HashSet::with_capacity(self.blocks());
         // Bytes before each run.
         let mut starts: Vec<u64> = Vec::with_capacity(self.runs.len());
         for run in &self.runs {
