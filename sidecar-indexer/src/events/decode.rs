@@ -23,7 +23,26 @@ pub enum DecodeError {
          `events` until the indexer knows it"
     )]
     UnreadableRemoval,
+    /// It is made of so many small parts that it would take far more memory than an engine's.
+    #[error(
+        "what it says takes {bytes} bytes of memory; {allowed} are allowed for a message of this size: the lists in it \
+         are longer than any engine's"
+    )]
+    TooLarge {
+        /// What would be taken, as far as it was read.
+        bytes: usize,
+        /// What may be.
+        allowed: usize,
+    },
 }
+
+/// Bytes that a batch may take whatever the size of its message: a million small tokens and their hashes need 12 MB.
+const ROOM: usize = 32 << 20;
+/// How many times a message's size a batch may take, if that is more. Of what engines send, removals written as arrays
+/// grow most: 28 bytes become a record and a hash, some 80 bytes.
+const GROWTH: usize = 3;
+/// An event that says anything has as many bytes: its name alone does.
+const EVENT: usize = 16;
 
 impl From<Malformed> for DecodeError {
     fn from(_: Malformed) -> Self {
@@ -34,10 +53,11 @@ impl From<Malformed> for DecodeError {
 /// Reads one payload.
 ///
 /// # Errors
-/// When the payload as a whole makes no sense, or removes blocks without saying readably which. Other events that
-/// make none are counted in [`Batch::skipped`].
+/// When the payload as a whole makes no sense, removes blocks without saying readably which, or would take more than
+/// 32 MiB of memory and more than three times its size. Other events that make none are counted in [`Batch::skipped`].
 pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
     let mut reader = Reader::new(payload);
+    let allowed = payload.len().saturating_mul(GROWTH).max(ROOM);
     let mut batch = Batch::default();
     let (mut timestamp, mut events) = (None, false);
     let (fields, named) = match reader.value()? {
@@ -52,8 +72,11 @@ pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
             1 => {
                 let Value::List(n) = reader.value()? else { return Err(DecodeError::NotABatch) };
                 events = true;
+                let records = n.min(reader.left() / EVENT);
+                batch.take(records * size_of::<Record>(), allowed)?;
+                batch.records.reserve(records);
                 for _ in 0..n {
-                    batch.read(&mut reader)?;
+                    batch.read(&mut reader, allowed)?;
                 }
             }
             2 => batch.rank = known(small(&mut reader)?),
@@ -106,6 +129,8 @@ struct Fields<'a> {
     named: bool,
     /// SGLang's own map of namespaces in an event that is an array.
     own: bool,
+    /// Bytes that the batch may take.
+    allowed: usize,
 }
 
 /// Fields by name; in arrays they come in these orders.
@@ -126,9 +151,9 @@ const REMOVED: [&str; 4] = ["type", "block_hashes", "medium", "group_idx"];
 
 impl Batch {
     /// Reads an event; one that says nothing is counted and leaves nothing behind.
-    fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), DecodeError> {
+    fn read(&mut self, reader: &mut Reader<'_>, allowed: usize) -> Result<(), DecodeError> {
         let (hashes, tokens) = (self.hashes.len(), self.tokens.len());
-        let fields = self.fields(reader)?;
+        let fields = self.fields(reader, allowed)?;
         let record = match fields.tag {
             Field::Is("BlockStored") => self.stored(&fields)?.map(Record::Stored),
             Field::Is("BlockRemoved") => removed(&fields)?,
@@ -146,8 +171,23 @@ impl Batch {
         Ok(())
     }
 
-    fn fields<'a>(&mut self, reader: &mut Reader<'a>) -> Result<Fields<'a>, Malformed> {
-        let mut fields = Fields::default();
+    /// Before so many more bytes are kept. Texts are not asked for: they are no longer than in the message.
+    fn take(&self, more: usize, allowed: usize) -> Result<(), DecodeError> {
+        let kept = self.records.len() * size_of::<Record>() + size_of_val(&*self.hashes) + size_of_val(&*self.tokens);
+        let bytes = kept.saturating_add(more);
+        if bytes > allowed { Err(DecodeError::TooLarge { bytes, allowed }) } else { Ok(()) }
+    }
+
+    /// Before a list of values of so many bytes each is read.
+    fn take_list(&self, reader: &Reader<'_>, size: usize, allowed: usize) -> Result<(), DecodeError> {
+        match { *reader }.value()? {
+            Value::List(n) => self.take(n.saturating_mul(size), allowed),
+            _ => Ok(()),
+        }
+    }
+
+    fn fields<'a>(&mut self, reader: &mut Reader<'a>, allowed: usize) -> Result<Fields<'a>, DecodeError> {
+        let mut fields = Fields { allowed, ..Fields::default() };
         match reader.value()? {
             Value::Map(n) => {
                 fields.named = true;
@@ -176,12 +216,18 @@ impl Batch {
         Ok(fields)
     }
 
-    fn field<'a>(&mut self, fields: &mut Fields<'a>, name: &str, reader: &mut Reader<'a>) -> Result<(), Malformed> {
+    fn field<'a>(&mut self, fields: &mut Fields<'a>, name: &str, reader: &mut Reader<'a>) -> Result<(), DecodeError> {
         match name {
             "type" => fields.tag = text(reader)?,
-            "block_hashes" => fields.hashes = list(&mut self.hashes, reader, hash)?,
+            "block_hashes" => {
+                self.take_list(reader, size_of::<u64>(), fields.allowed)?;
+                fields.hashes = list(&mut self.hashes, reader, hash)?;
+            }
             "parent_block_hash" => fields.parent = hash(reader)?,
-            "token_ids" => fields.tokens = list(&mut self.tokens, reader, token)?,
+            "token_ids" => {
+                self.take_list(reader, size_of::<u32>(), fields.allowed)?;
+                fields.tokens = list(&mut self.tokens, reader, token)?;
+            }
             "block_size" => fields.block_size = small(reader)?,
             "lora_id" => {
                 let value = reader.value()?;
@@ -228,7 +274,7 @@ impl Batch {
         };
         let tokens = match fields.tokens {
             Field::Is(tokens) => tokens,
-            Field::Absent => Span { start: 0, end: 0 },
+            Field::Absent => Span::new(0, 0),
             Field::Unreadable => return Ok(None),
         };
         // Copies on slower tiers may come without tokens. Their blocks may be known from the GPU.
@@ -275,7 +321,7 @@ impl Batch {
             attention,
             adapter: adapter.map(|adapter| self.text(adapter)),
             salt: text.salt.map(|salt| self.text(salt)),
-            readable: text.blocks,
+            readable: u32::try_from(text.blocks).unwrap_or(u32::MAX),
             may_repeat: fields.named && parent.is_none() && tier == Tier::Gpu,
         }))
     }
@@ -283,7 +329,7 @@ impl Batch {
     fn text(&mut self, text: &str) -> Span {
         let start = self.strings.len();
         self.strings.push_str(text);
-        Span { start, end: self.strings.len() }
+        Span::new(start, self.strings.len())
     }
 }
 
@@ -345,7 +391,7 @@ fn list<'a, T: Default + Clone + TryFrom<u64>>(
         *place = item;
         places = behind;
     }
-    Ok(Field::Is(Span { start, end: out.len() }))
+    Ok(Field::Is(Span::new(start, out.len())))
 }
 
 /// A block hash as 64 bits: a number in two's complement, or the last 8 bytes, big-endian.

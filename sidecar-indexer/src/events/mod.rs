@@ -137,7 +137,7 @@ impl Batch {
                     attention: stored.attention,
                     adapter: text(stored.adapter),
                     salt: text(stored.salt),
-                    readable: stored.readable,
+                    readable: stored.readable as usize,
                     may_repeat: stored.may_repeat,
                 })
             }
@@ -170,23 +170,29 @@ struct StoredRecord {
     attention: Attention,
     adapter: Option<Span>,
     salt: Option<Span>,
-    readable: usize,
+    readable: u32,
     may_repeat: bool,
 }
 
-/// A part of one of a batch's vectors.
+/// A part of one of a batch's vectors, which are far shorter than 2^32: there may be many of these.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Span {
+    /// One that ends beyond 2^32 is cut there.
+    fn new(start: usize, end: usize) -> Self {
+        let short = |at| u32::try_from(at).unwrap_or(u32::MAX);
+        Self { start: short(start), end: short(end) }
+    }
+
     fn len(self) -> usize {
-        self.end - self.start
+        self.range().len()
     }
 
     fn range(self) -> std::ops::Range<usize> {
-        self.start..self.end
+        self.start as usize..self.end as usize
     }
 }

@@ -41,7 +41,6 @@ impl<'a> Reader<'a> {
     }
 
     /// Bytes that were not read yet.
-    #[cfg(test)]
     pub fn left(&self) -> usize {
         self.rest.len()
     }

@@ -289,3 +289,74 @@ fn payloads_that_are_no_batch_are_refused() {
     assert_eq!(decode(&encode(&"hello".into())), Err(DecodeError::NotABatch));
     assert_eq!(decode(&encode(&list([1.0.into()]))), Err(DecodeError::NotABatch));
 }
+
+/// A batch of `n` such events, which lie in `event` as they are written.
+fn many(n: u32, event: impl Fn(u32, &mut Vec<u8>)) -> Vec<u8> {
+    let mut out = vec![0x92, 1, 0xdd];
+    out.extend(n.to_be_bytes());
+    (0..n).for_each(|i| event(i, &mut out));
+    out
+}
+
+/// A list of `n` numbers, each of these bytes.
+fn numbers(out: &mut Vec<u8>, n: u32, number: &[u8]) {
+    out.push(0xdd);
+    out.extend(n.to_be_bytes());
+    (0..n).for_each(|_| out.extend(number));
+}
+
+const HASH: [u8; 9] = [0xcf, 1, 2, 3, 4, 5, 6, 7, 8];
+
+#[test]
+fn a_message_made_to_take_memory_is_refused_before_it_takes_it() {
+    let too_large = |payload: &[u8]| {
+        let Err(DecodeError::TooLarge { bytes, allowed }) = decode(payload) else { return false };
+        bytes > allowed && allowed == (32 << 20).max(3 * payload.len())
+    };
+    let removed = |hashes| {
+        many(1, |_, out| {
+            out.extend(b"\x92\xacBlockRemoved");
+            numbers(out, hashes, &[1]);
+        })
+    };
+    assert!(decode(&removed(3 << 20)).is_ok());
+    assert!(too_large(&removed(5 << 20)));
+    assert!(too_large(&removed(16 << 20)), "of any size");
+    let tokens = many(2, |_, out| {
+        out.extend(b"\x95\xabBlockStored\x91\x01\xc0");
+        numbers(out, 5 << 20, &[1]);
+        out.extend([0xce, 0, 0x50, 0, 0]);
+    });
+    assert!(too_large(&tokens), "lists count together");
+    assert!(too_large(&many(1 << 20, |_, out| out.extend(b"\x91\xb0AllBlocksCleared"))));
+    let nothing = decode(&many(1 << 20, |_, out| out.push(0xc0))).unwrap();
+    assert!(nothing.records.capacity() * size_of::<Record>() <= 8 << 20, "what says nothing has no record");
+}
+
+#[test]
+fn a_step_of_a_million_tokens_in_blocks_of_one_is_read() {
+    const N: u32 = 1_000_000;
+    for token in [&[5][..], &[0xce, 0, 1, 2, 3]] {
+        let at_once = many(1, |_, out| {
+            out.extend(b"\x96\xabBlockStored");
+            numbers(out, N, &HASH);
+            out.push(0xc0);
+            numbers(out, N, token);
+            out.extend([1, 0xc0]);
+        });
+        assert_eq!(only(&decode(&at_once).unwrap()).readable, N as usize);
+    }
+    let one_by_one = many(N, |_, out| {
+        out.extend(b"\x96\xabBlockStored\x91");
+        out.extend(HASH);
+        out.extend(HASH);
+        out.extend([0x91, 5, 1, 0xc0]);
+    });
+    assert_eq!(decode(&one_by_one).unwrap().len(), N as usize);
+    let removals = many(N, |_, out| {
+        out.extend(b"\x93\xacBlockRemoved\x91");
+        out.extend(HASH);
+        out.extend(b"\xa3GPU");
+    });
+    assert_eq!(decode(&removals).unwrap().len(), N as usize);
+}

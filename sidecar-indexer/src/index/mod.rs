@@ -221,9 +221,8 @@ impl Index {
         self.stats.blocks -= gone.len();
         self.stats.unmatchable -= gone.unmatchable.len();
         self.stats.orphans -= gone.orphans.len();
-        for block in gone.residents.iter() {
-            // Once for all the blocks of a run; there is nothing left to do for the others.
-            self.tree.unhold_run(block.run(), of, false);
+        for run in gone.residents.runs() {
+            self.tree.unhold_run(run, of, false);
         }
     }
 }

@@ -68,6 +68,22 @@ impl Residents {
         self.0.iter().map(|(_, block)| *block)
     }
 
+    /// The runs that its blocks lie in, each once, ascending: the tree is gone through in order rather than at random.
+    pub(super) fn runs(&self) -> impl Iterator<Item = u32> + use<> {
+        let mut there: Vec<u64> = Vec::new();
+        for block in self.iter() {
+            let (word, bit) = (block.run() as usize / 64, block.run() % 64);
+            if there.len() <= word {
+                there.resize(word + 1, 0);
+            }
+            if let Some(word) = there.get_mut(word) {
+                *word |= 1 << bit;
+            }
+        }
+        let runs = |(first, word): (u32, u64)| (first..first + 64).filter(move |run| word >> (run % 64) & 1 == 1);
+        (0..).step_by(64).zip(there).filter(|(_, word)| *word != 0).flat_map(runs)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.0.bytes()
     }
@@ -77,6 +93,16 @@ impl Residents {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn its_runs_are_told_once_each_and_in_order() {
+        let mut residents = Residents::default();
+        assert_eq!(residents.runs().next(), None);
+        for (hash, run) in (0u64..).zip([700, 3, 64, 63, 3, 700, 127, 0]) {
+            residents.insert(hash, BlockId::new(run, hash as u8));
+        }
+        assert_eq!(residents.runs().collect::<Vec<_>>(), [0, 3, 63, 64, 127, 700]);
+    }
 
     /// Small numbers, steps of a power of two, steps that a multiplication would undo: rows must not crowd.
     #[test]

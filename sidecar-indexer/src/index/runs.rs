@@ -49,6 +49,13 @@ struct Block {
     digest: u16,
 }
 
+impl Block {
+    fn state(self) -> u64 {
+        let [low, high] = self.content;
+        u64::from(high) << 32 | u64::from(low)
+    }
+}
+
 /// What makes a block the one that it is, after a given parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Content {
@@ -199,8 +206,12 @@ impl Run {
         };
         let before = self.prints_before(self.end(offset), stride).checked_sub(1);
         let prefix = before.and_then(|last| self.prints.get(last)).copied().unwrap_or(self.prefix);
-        let [low, high] = block.content;
-        Chain::from_parts(prefix, u64::from(high) << 32 | u64::from(low), u64::from(self.end(offset)))
+        Chain::from_parts(prefix, block.state(), u64::from(self.end(offset)))
+    }
+
+    /// Of the first blocks: the state at their ends as [`Chain::content`], and their digests.
+    pub(super) fn states(&self, blocks: usize) -> impl Iterator<Item = (u64, u16)> + '_ {
+        self.blocks.iter().take(blocks).map(|b| (b.state(), b.digest))
     }
 
     /// A block with all that makes it.

@@ -193,8 +193,8 @@ impl Index {
         // Runs that the keeper has a holder in are closed upwards: all above them have one, too.
         let mut order: Vec<u32> = Vec::new();
         let mut index: HashMap<u32, u32> = HashMap::new();
-        for block in endpoint.residents.iter() {
-            let (mut path, mut next) = (Vec::new(), block.run());
+        for run in endpoint.residents.runs() {
+            let (mut path, mut next) = (Vec::new(), run);
             while let Some(run) = self.tree.run(next).filter(|r| !r.is_root() && !index.contains_key(&next)) {
                 path.push(next);
                 next = run.parent.run();
@@ -231,16 +231,16 @@ impl Index {
                 *index.get(&above)?
             };
             let holder = run.holder(of)?;
-            let contents: Vec<Content> = (0..*needed).map(|at| run.content(at, self.options.stride)).collect();
+            let (states, digests) = run.states(*needed).unzip();
             runs.push(Held {
                 begins,
                 parent,
                 offset: if begins { 0 } else { run.parent.offset() },
                 size: run.size(),
-                states: contents.iter().map(|c| c.chain.content()).collect(),
+                states,
                 ends: (0..*needed).map(|at| run.span(at)).collect(),
-                digests: contents.iter().map(|c| c.digest).collect(),
-                prints: (0..*needed).flat_map(|at| run.prints(at, self.options.stride)).map(|p| p.0).collect(),
+                digests,
+                prints: run.prints_within(&(0..*needed as u8), self.options.stride).iter().map(|p| p.0).collect(),
                 masks: holder.masks(),
                 hashes: holder.hashes().to_vec(),
             });
@@ -374,7 +374,7 @@ impl Part {
     }
 
     fn is_consistent(&self, stride: u64) -> bool {
-        let mut hashes = HashSet::new();
+        let mut hashes = HashSet::with_capacity(self.blocks());
         // Bytes before each run.
         let mut starts: Vec<u64> = Vec::with_capacity(self.runs.len());
         for run in &self.runs {

@@ -6,6 +6,7 @@
 //! same as where we connect.
 
 use super::relay::{Relay, keep};
+use super::stranger::{LARGE, Stranger};
 use super::wire::{Subscription, Wire};
 use crate::app::App;
 use crate::events;
@@ -15,7 +16,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use zeromq::ZmqMessage;
 
 /// Calls at a time; more wait in the listener's queue.
@@ -131,14 +132,14 @@ pub(crate) fn address(url: &str) -> Option<SocketAddr> {
 
 /// Answers calls for ever.
 pub async fn answer(app: Arc<App>, listener: TcpListener, board: Arc<Switchboard>) {
-    let places = Arc::new(Semaphore::new(CALLS));
+    let (places, large) = (Arc::new(Semaphore::new(CALLS)), Arc::new(Semaphore::new(LARGE)));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((caller, from)) => {
-                let (app, board) = (app.clone(), board.clone());
+                let (app, board, large) = (app.clone(), board.clone(), large.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = connect(&app, &board, caller, from, place).await {
+                    if let Err(error) = connect(&app, &board, caller, from, place, large).await {
                         tracing::debug!(%from, %error, "a call failed");
                     }
                 });
@@ -158,14 +159,19 @@ async fn connect(
     caller: TcpStream,
     from: SocketAddr,
     place: OwnedSemaphorePermit,
+    large: Arc<Semaphore>,
 ) -> anyhow::Result<()> {
     keep(&caller)?;
-    let mut subscription = Subscription::over(Relay::start(app, from.to_string(), caller).await?, PATIENCE).await?;
+    let (known, told) = oneshot::channel();
+    let relay = Relay::start(app, from.to_string(), caller, Some(Stranger::new(told, large))).await?;
+    let mut subscription = Subscription::over(relay, PATIENCE).await?;
     let Some(first) = subscription.next().await else { return Ok(()) };
     let topic = first.get(0).cloned().unwrap_or_default();
     let rank = first.get(first.len().saturating_sub(1)).and_then(|payload| events::decode(payload).ok()?.rank);
     match board.line(&topic, rank) {
         Some(line) => {
+            // The relay is gone if the caller is, as the line will find.
+            let _ = known.send(());
             let _ = line.send(Dialled { subscription, first: Some(first), topic, _place: place }).await;
         }
         None => {

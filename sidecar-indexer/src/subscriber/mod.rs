@@ -3,6 +3,7 @@
 pub mod bind;
 mod relay;
 mod replay;
+mod stranger;
 #[cfg(test)]
 mod tests;
 mod wire;

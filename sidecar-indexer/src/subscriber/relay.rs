@@ -4,6 +4,7 @@
 //! until the last one has come: a few bytes from a peer could end the indexer. So it never speaks to a peer itself, only
 //! to a relay, over a connection of this machine to itself.
 
+use super::stranger::{self, FIRST, Stranger};
 use crate::app::App;
 use anyhow::{Context, Result};
 use std::net::Ipv4Addr;
@@ -34,6 +35,10 @@ pub(super) enum Refused {
     TooLarge(u64),
     #[error("a message of it has more than {FRAMES} frames")]
     TooManyFrames,
+    #[error("its first message, which is to say who it is, has {0} bytes; {FIRST} are taken at most")]
+    FirstTooLarge(u64),
+    #[error("the first message that it began is not there after {} s", stranger::PATIENCE.as_secs())]
+    TooSlow,
 }
 
 /// Somebody to talk to.
@@ -72,13 +77,18 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// `name`: the peer's, for the log.
-    pub(super) async fn start(app: &Arc<App>, name: String, peer: impl Peer + 'static) -> std::io::Result<Self> {
+    /// `name`: the peer's, for the log. `stranger`: who it is has yet to be seen.
+    pub(super) async fn start(
+        app: &Arc<App>,
+        name: String,
+        peer: impl Peer + 'static,
+        stranger: Option<Stranger>,
+    ) -> std::io::Result<Self> {
         let inside = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = format!("tcp://{}", inside.local_addr()?);
         let app = app.clone();
         let task = tokio::spawn(async move {
-            let refused = pass(peer, inside).await.ok().flatten();
+            let refused = pass(peer, inside, stranger).await.ok().flatten();
             if let Some(error) = refused {
                 app.metrics.refused();
                 tracing::warn!(peer = name, %error, "hung up on a peer that is no engine, or out of its mind");
@@ -107,24 +117,52 @@ impl Drop for Relay {
     }
 }
 
-async fn pass(peer: impl Peer, inside: TcpListener) -> std::io::Result<Option<Refused>> {
+async fn pass(
+    peer: impl Peer,
+    inside: TcpListener,
+    mut stranger: Option<Stranger>,
+) -> std::io::Result<Option<Refused>> {
     let (library, _) = inside.accept().await?;
     drop(inside);
     library.set_nodelay(true)?;
     let (mut said, mut answers) = tokio::io::split(peer);
     let (mut replies, mut heard) = library.into_split();
     let checked = async {
-        let (mut claims, mut chunk) = (Claims::default(), vec![0; CHUNK]);
+        let mut claims = Claims { stranger: stranger.is_some(), ..Claims::default() };
+        let mut chunk = vec![0; CHUNK];
         loop {
-            let read = said.read(&mut chunk).await?;
-            let bytes = chunk.get(..read).unwrap_or_default();
+            let reading = said.read(&mut chunk);
+            let read = match &stranger {
+                Some(stranger) => match stranger.in_time(reading).await {
+                    Ok(read) => read?,
+                    Err(late) => return Ok(Some(late)),
+                },
+                None => reading.await?,
+            };
+            let mut bytes = chunk.get(..read).unwrap_or_default();
             if bytes.is_empty() {
                 return Ok(None);
             }
-            if let Err(refused) = claims.check(bytes) {
-                return Ok(Some(refused));
+            while !bytes.is_empty() {
+                let taken = match claims.check(bytes) {
+                    Ok(taken) => taken,
+                    Err(refused) => return Ok(Some(refused)),
+                };
+                if let Some(stranger) = &mut stranger {
+                    stranger.admit(claims.most, claims.begun()).await;
+                }
+                let (now, later) = bytes.split_at_checked(taken).unwrap_or((bytes, &[]));
+                heard.write_all(now).await?;
+                bytes = later;
+                if claims.introduced
+                    && let Some(stranger) = stranger.take()
+                {
+                    if !stranger.known().await {
+                        return Ok(None);
+                    }
+                    claims.stranger = false;
+                }
             }
-            heard.write_all(bytes).await?;
         }
     };
     tokio::select! {
@@ -140,6 +178,14 @@ struct Claims {
     /// Bytes and frames of the message that has begun.
     bytes: u64,
     frames: usize,
+    /// The frame under way is its message's last.
+    last: bool,
+    /// The most bytes that a message or command of it had.
+    most: u64,
+    /// Nobody knows who it is.
+    stranger: bool,
+    /// Its first message is there.
+    introduced: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -161,20 +207,32 @@ const COMMAND: u8 = 4;
 
 impl Default for Claims {
     fn default() -> Self {
-        Self { state: State::Body(GREETING), bytes: 0, frames: 0 }
+        Self {
+            state: State::Body(GREETING),
+            bytes: 0,
+            frames: 0,
+            last: false,
+            most: 0,
+            stranger: false,
+            introduced: false,
+        }
     }
 }
 
 impl Claims {
-    /// Takes what comes next.
-    fn check(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
+    /// Takes what comes next, of a stranger up to the end of its first message; says how many bytes that is.
+    fn check(&mut self, all: &[u8]) -> Result<usize, Refused> {
+        let mut bytes = all;
         while let Some((first, rest)) = bytes.split_first() {
+            if self.stranger && self.introduced {
+                break;
+            }
             self.state = match self.state {
                 State::Body(left) => {
                     let skip = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     bytes = bytes.get(skip..).unwrap_or_default();
                     match left - skip as u64 {
-                        0 => State::Flags,
+                        0 => self.ended(),
                         left => State::Body(left),
                     }
                 }
@@ -192,7 +250,18 @@ impl Claims {
                 }
             };
         }
-        Ok(())
+        Ok(all.len() - bytes.len())
+    }
+
+    /// A frame, or the greeting, is there.
+    fn ended(&mut self) -> State {
+        self.introduced |= std::mem::take(&mut self.last);
+        State::Flags
+    }
+
+    /// Whether more must come before anything is whole.
+    fn begun(&self) -> bool {
+        self.frames > 0 || !matches!(self.state, State::Flags)
     }
 
     /// A frame begins.
@@ -202,19 +271,26 @@ impl Claims {
         if bytes > MESSAGE {
             return Err(Refused::TooLarge(bytes));
         }
+        if self.stranger && bytes > FIRST {
+            return Err(Refused::FirstTooLarge(bytes));
+        }
+        self.most = self.most.max(bytes);
         if flags & COMMAND == 0 {
+            self.last = flags & MORE == 0;
             (self.bytes, self.frames) = if flags & MORE == 0 { (0, 0) } else { (bytes, self.frames + 1) };
             if self.frames >= FRAMES {
                 return Err(Refused::TooManyFrames);
             }
         }
-        Ok(if length == 0 { State::Flags } else { State::Body(length) })
+        Ok(if length == 0 { self.ended() } else { State::Body(length) })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::DuplexStream;
+    use tokio::sync::{Semaphore, oneshot};
 
     /// What a peer says that has greeted and then sends these frames: flags, length, how much of it is there.
     fn said(frames: &[(u8, u64, usize)]) -> Vec<u8> {
@@ -233,8 +309,8 @@ mod tests {
     /// The same whole and byte by byte.
     fn check(frames: &[(u8, u64, usize)]) -> Result<(), Refused> {
         let bytes = said(frames);
-        let (whole, mut claims) = (Claims::default().check(&bytes), Claims::default());
-        assert_eq!(bytes.chunks(1).try_for_each(|byte| claims.check(byte)), whole);
+        let (whole, mut claims) = (Claims::default().check(&bytes).map(drop), Claims::default());
+        assert_eq!(bytes.chunks(1).try_for_each(|byte| claims.check(byte).map(drop)), whole);
         whole
     }
 
@@ -261,11 +337,90 @@ mod tests {
     fn frames_of_a_message_count_together() {
         let frame = (MORE | LONG, MESSAGE / 4, (MESSAGE / 4) as usize);
         let last = (LONG, MESSAGE / 4, (MESSAGE / 4) as usize);
-        let whole = |frames: &[_]| Claims::default().check(&said(frames));
+        let whole = |frames: &[_]| Claims::default().check(&said(frames)).map(drop);
         assert_eq!(whole(&[frame, frame, frame, last, frame]), Ok(()));
         assert_eq!(whole(&[frame, frame, frame, frame, (0, 1, 0)]), Err(Refused::TooLarge(MESSAGE + 1)));
         assert_eq!(check(&[(MORE, 0, 0); FRAMES]), Err(Refused::TooManyFrames));
         let command_between: Vec<_> = [(MORE, 0, 0), (COMMAND, 3, 3)].into_iter().cycle().take(2 * FRAMES).collect();
         assert_eq!(check(&command_between), Err(Refused::TooManyFrames));
+    }
+
+    #[test]
+    fn a_stranger_is_heard_up_to_the_end_of_a_first_message_that_may_not_be_large() {
+        let stranger = || Claims { stranger: true, ..Claims::default() };
+        let ready = (COMMAND, 30, 30);
+        let first = said(&[ready, (MORE, 0, 0), (COMMAND, 3, 3), (MORE, 8, 8), (LONG, 3000, 3000)]);
+        let bytes = [&first[..], &said(&[(LONG, MESSAGE, 9)])[GREETING as usize..]].concat();
+        let mut claims = stranger();
+        assert_eq!(claims.check(&bytes), Ok(first.len()));
+        assert!(claims.introduced && claims.most == 3008);
+        assert_eq!(claims.check(&bytes[first.len()..]), Ok(0), "not before it is known");
+        claims.stranger = false;
+        assert_eq!(claims.check(&bytes[first.len()..]), Ok(bytes.len() - first.len()));
+        let empty = said(&[ready, (0, 0, 0), (0, 1, 1)]);
+        assert_eq!(stranger().check(&empty), Ok(empty.len() - 3), "a frame without a body ends it, too");
+        let large = (LONG, FIRST, 0);
+        assert!(stranger().check(&said(&[large])).is_ok());
+        assert_eq!(stranger().check(&said(&[(MORE, 1, 1), large])), Err(Refused::FirstTooLarge(FIRST + 1)));
+        assert_eq!(stranger().check(&said(&[(LONG | COMMAND, FIRST + 1, 0)])), Err(Refused::FirstTooLarge(FIRST + 1)));
+    }
+
+    /// A stranger's end of a relay, the library's end, what says that it is known, and what the relay comes to.
+    async fn relayed(places: Arc<Semaphore>) -> (DuplexStream, TcpStream, oneshot::Sender<()>, Passing) {
+        let inside = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at = inside.local_addr().unwrap();
+        let (caller, peer) = tokio::io::duplex(1 << 20);
+        let (known, told) = oneshot::channel();
+        let passing = tokio::spawn(async move { pass(peer, inside, Some(Stranger::new(told, places))).await.unwrap() });
+        (caller, TcpStream::connect(at).await.unwrap(), known, passing)
+    }
+
+    type Passing = JoinHandle<Option<Refused>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_that_does_not_end_what_it_began_is_hung_up_on() {
+        for begun in [said(&[(MORE, 3, 3)]), said(&[(LONG, 3000, 10)]), said(&[(COMMAND, 30, 1)])] {
+            let (mut caller, _library, _known, passing) = relayed(Arc::new(Semaphore::new(1))).await;
+            let start = tokio::time::Instant::now();
+            caller.write_all(&begun).await.unwrap();
+            // Bytes now and then do not make it whole.
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                caller.write_all(&[0xAB]).await.unwrap();
+            }
+            assert_eq!(passing.await.unwrap(), Some(Refused::TooSlow));
+            assert_eq!(start.elapsed().as_secs(), stranger::PATIENCE.as_secs());
+        }
+        let (mut caller, _library, _known, mut passing) = relayed(Arc::new(Semaphore::new(1))).await;
+        caller.write_all(&said(&[(COMMAND, 30, 30)])).await.unwrap();
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, &mut passing).await.is_err(), "who begins nothing may be silent");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_strangers_begin_with_a_large_message_until_they_are_known() {
+        let places = Arc::new(Semaphore::new(0));
+        let (mut caller, mut library, known, passing) = relayed(places.clone()).await;
+        let (greeting, large) = (said(&[]), said(&[(LONG, 1 << 20, 1 << 20)])[GREETING as usize..].to_vec());
+        caller.write_all(&greeting).await.unwrap();
+        library.read_exact(&mut vec![0; greeting.len()]).await.unwrap();
+        let sent = large.clone();
+        let sending = tokio::spawn(async move {
+            caller.write_all(&sent).await.unwrap();
+            caller
+        });
+        let mut got = vec![0; large.len()];
+        let waiting = tokio::time::timeout(Duration::from_secs(100), library.read(&mut got)).await;
+        assert!(waiting.is_err(), "there is no place");
+        places.add_permits(1);
+        library.read_exact(&mut got).await.unwrap();
+        assert!(got == large && places.available_permits() == 0);
+        known.send(()).unwrap();
+        let mut caller = sending.await.unwrap();
+        caller.write_all(&said(&[(LONG, MESSAGE, 1)])[GREETING as usize..]).await.unwrap();
+        library.read_exact(&mut [0; 10]).await.unwrap();
+        assert_eq!(places.available_permits(), 1, "its place is free");
+        drop(caller);
+        assert_eq!(passing.await.unwrap(), None);
     }
 }

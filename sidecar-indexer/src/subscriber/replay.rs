@@ -21,6 +21,8 @@ const PACE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_s
 const GOES_ON: Duration = Duration::from_millis(10);
 /// Messages on their way from the socket to the stream; more wait in the kernel's buffers.
 const QUEUE: usize = 64;
+/// A message of more bytes waits until none is on its way: a queue full of the largest ones would take gigabytes.
+const LARGE: usize = 64 << 10;
 /// Marks a replay's end.
 const END: u64 = u64::MAX;
 
@@ -77,7 +79,7 @@ impl Drop for Replay {
 /// Asks for messages and passes them on, until the end was seen or nobody listens.
 async fn ask(url: &str, note: &Note, from: u64, messages: &mpsc::Sender<Message<Batch>>) -> anyhow::Result<()> {
     let engine = dial(url, CONNECT_TIMEOUT).await?;
-    let mut relay = Relay::start(&note.app, format!("{}, {url}", note.endpoint), engine).await?;
+    let mut relay = Relay::start(&note.app, format!("{}, {url}", note.endpoint), engine, None).await?;
     let mut socket = DealerSocket::with_options(options(CONNECT_TIMEOUT));
     socket.connect(&relay.url).await?;
     let mut request = ZmqMessage::from(Bytes::new());
@@ -96,10 +98,17 @@ async fn ask(url: &str, note: &Note, from: u64, messages: &mpsc::Sender<Message<
             return Ok(());
         }
         // A stranger may answer; what was not asked for is not wanted.
-        if message.sequence >= from && messages.send(message).await.is_err() {
+        if message.sequence >= from && !pass_on(message, messages).await {
             return Ok(());
         }
     }
+}
+
+/// Queues a message; `false` if nobody listens.
+async fn pass_on(message: Message<Batch>, messages: &mpsc::Sender<Message<Batch>>) -> bool {
+    let places = if message.size > LARGE { messages.max_capacity() } else { 1 };
+    let place = messages.reserve_many(places).await.ok().and_then(|mut places| places.next());
+    place.map(|place| place.send(message)).is_some()
 }
 
 /// How long to wait before the next replay.
@@ -125,6 +134,33 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn large_messages_are_queued_one_at_a_time() {
+        let of_size = |size| Message { sequence: 0, timestamp: 0.0, size, resets: false, payload: None };
+        let (sender, mut queue) = mpsc::channel(3);
+        let sending = tokio::spawn(async move {
+            for size in [1, 1, LARGE + 1, LARGE + 1, 1] {
+                assert!(pass_on(of_size(size), &sender).await);
+            }
+        });
+        let mut seen = Vec::new();
+        loop {
+            // The sender goes as far as it can.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            let queued = queue.len();
+            let Some(message) = queue.recv().await else { break };
+            seen.push((queued, message.size));
+        }
+        sending.await.unwrap();
+        assert_eq!(seen, [(2, 1), (1, 1), (1, LARGE + 1), (2, LARGE + 1), (1, 1)]);
+        drop(queue);
+        let (sender, queue) = mpsc::channel(3);
+        drop(queue);
+        assert!(!pass_on(of_size(1), &sender).await);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn replays_of_a_troubled_stream_grow_rare_and_a_calm_one_starts_over() {

@@ -408,6 +408,44 @@ async fn callers_that_announce_too_much_are_hung_up_on() {
     answering.abort();
 }
 
+#[tokio::test]
+async fn an_engine_is_heard_whose_first_message_is_small_and_the_next_large_but_not_the_other_way_round() {
+    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
+    let (app, board) = (app(address), Arc::new(Switchboard::default()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
+    let calls = Events::Bound(board.expect(address, Some(0)));
+    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: calls, replay: None };
+    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
+    let following = tokio::spawn(follow(app.clone(), company, source));
+    // With a field of the future.
+    let large = |sequence| {
+        let (message, mut padded) =
+            (frames("kv@10.0.0.1:8000@tiny", sequence, 0), ZmqMessage::from("kv@10.0.0.1:8000@tiny"));
+        let mut payload = message.get(2).unwrap().to_vec();
+        payload[0] += 1;
+        payload.extend([0xc6, 0, 0x80, 0, 0]);
+        payload.resize(payload.len() + (8 << 20), 0);
+        padded.push_back(message.get(1).unwrap().clone());
+        padded.push_back(payload.into());
+        padded
+    };
+    let mut call = TcpStream::connect(at).await.unwrap();
+    greet(&mut call).await;
+    let header = [&[2][..], &(8u64 << 20).to_be_bytes()].concat();
+    call.write_all(&header).await.unwrap();
+    assert!(hung_up(&mut call).await);
+    let mut call = TcpStream::connect(at).await.unwrap();
+    greet(&mut call).await;
+    send(&mut call, &frames("kv@10.0.0.1:8000@tiny", 0, 0)).await;
+    send(&mut call, &large(1)).await;
+    assert!(held(&app, 2).await, "{}", app.state().index.stats().blocks);
+    assert!(app.metrics.page().contains("warmpath_event_peers_refused_total 1"));
+    answering.abort();
+    following.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn callers_that_do_not_say_who_they_are_are_hung_up_on() {
     let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));

@@ -36,7 +36,7 @@ impl Subscription {
     /// Subscribes to all topics of a publisher. `name`: its endpoint's, for the log.
     pub(super) async fn connect(app: &Arc<App>, name: &str, url: &str) -> Result<Self> {
         let publisher = dial(url, CONNECT_TIMEOUT).await?;
-        Self::over(Relay::start(app, format!("{name}, {url}"), publisher).await?, CONNECT_TIMEOUT).await
+        Self::over(Relay::start(app, format!("{name}, {url}"), publisher, None).await?, CONNECT_TIMEOUT).await
     }
 
     /// Subscribes to all topics of who is connected already, and has so long to say who it is.

@@ -17,7 +17,7 @@ fuzz_target!(
         write_seeds(recorded());
     },
     |payload: &[u8]| {
-        // A hash takes 8 bytes of memory and 1 of the message at least, a record about 150 and 2; vectors grow twofold.
+        // A hash takes 8 bytes of memory and 1 of the message at least, a record about 80 and 16; vectors grow twofold.
         let batch = within(4096 + 64 * payload.len(), || decode(payload));
         let Ok(batch) = batch else { return };
         if batch.is_empty() {
