@@ -22,6 +22,7 @@ mod room;
 mod runs;
 mod shares;
 mod snapshot;
+mod spelling;
 mod store;
 mod table;
 mod tails;
@@ -37,6 +38,7 @@ use aside::Asides;
 use endpoint::{Copies, Endpoint};
 use holder::Keeper;
 pub use snapshot::{Holdings, RestoreError};
+use spelling::Spelling;
 use std::sync::Arc;
 pub use table::Table;
 use tree::Tree;
@@ -78,8 +80,9 @@ pub struct Index {
     endpoints: Vec<Option<Box<Endpoint>>>,
     asides: Asides,
     stats: Stats,
-    /// One block's bytes and fingerprints.
-    spelled: Vec<u8>,
+    /// Of the event that is taken in.
+    spelling: Spelling,
+    /// One block's fingerprints.
     prints: Vec<Fingerprint>,
 }
 
@@ -93,7 +96,7 @@ impl Index {
             endpoints: Vec::new(),
             asides: Asides::default(),
             stats: Stats::default(),
-            spelled: Vec::new(),
+            spelling: Spelling::default(),
             prints: Vec::new(),
         }
     }

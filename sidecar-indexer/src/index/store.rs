@@ -4,6 +4,7 @@ use super::endpoint::Place;
 use super::holder::{Keeper, TIERS};
 use super::orphans::Orphan;
 use super::runs::{BlockId, Content, NO_RUN};
+use super::spelling::Spelling;
 use super::{Copies, Index};
 use crate::canonical::GENERATED_AT_MOST;
 use crate::events::{Removed, Stored};
@@ -11,9 +12,8 @@ use affinity::prompt::ids_namespace;
 use affinity::{Chain, Tier, root};
 use std::borrow::Cow;
 
-/// So many blocks' tokens are looked at before the first of them is spelled: fewer would be waited for more often, more
-/// would be out of the innermost cache again.
-const AHEAD: usize = 8;
+/// About so many tokens are spelled in one go: with more, the first would be out of the innermost cache again.
+const TOGETHER: usize = 1024;
 
 /// What a block comes after.
 #[derive(Clone, Copy)]
@@ -29,8 +29,8 @@ enum Anchor {
 struct New<'b> {
     hash: u64,
     tokens: &'b [u32],
-    /// Whether a prompt can have these tokens.
-    matchable: bool,
+    /// `None` if no prompt can have these tokens.
+    bytes: Option<&'b [u8]>,
     /// How many blocks of the event come after it.
     more: usize,
 }
@@ -64,14 +64,11 @@ impl Index {
         if let (Anchor::Tree(root, _), None) = (anchor, stored.parent) {
             self.tree.pin(root.run());
         }
-        let blocks = stored.hashes.iter().zip(stored.tokens.chunks(stored.block_size as usize));
-        let mut ahead = stored.tokens.chunks(stored.block_size as usize * AHEAD);
+        let size = stored.block_size as usize;
+        let together = (TOGETHER / size).max(1);
+        let (mut spelling, mut spelled) = (std::mem::take(&mut self.spelling), 0..0);
+        let blocks = stored.hashes.iter().zip(stored.tokens.chunks(size));
         for (i, (hash, tokens)) in blocks.enumerate() {
-            if i.is_multiple_of(AHEAD)
-                && let (Some(tokens), Some(endpoint)) = (ahead.next(), self.endpoint(of).filter(|_| !of.ids()))
-            {
-                endpoint.vocabulary.warm(tokens);
-            }
             let more = stored.hashes.len() - i - 1;
             if self.add_copy(of, *hash, stored.tier, stored.may_repeat) {
                 anchor = self.anchor(of, *hash);
@@ -82,7 +79,13 @@ impl Index {
                     break;
                 }
                 let matchable = i < stored.readable && self.is_canonical(of, stored, before, tokens);
-                let new = New { hash: *hash, tokens, matchable, more };
+                if matchable && !spelled.contains(&i) {
+                    spelled = i..i + together;
+                    let tokens = stored.tokens.get(i * size..).unwrap_or_default();
+                    self.spell(of, tokens.get(..together * size).unwrap_or(tokens), size, &mut spelling);
+                }
+                let bytes = if matchable { spelling.block(i - spelled.start) } else { None };
+                let new = New { hash: *hash, tokens, bytes, more };
                 // Before it is kept: an orphan of more tokens than there is room for is forgotten at once.
                 self.stats.blocks += 1;
                 anchor = match anchor {
@@ -93,9 +96,17 @@ impl Index {
             }
             before = Some(*hash);
         }
+        self.spelling = spelling;
         self.keep_tail(of, stored);
         self.tree.tell_held();
         self.tree.pin(NO_RUN);
+    }
+
+    /// Spells blocks as this keeper's are.
+    fn spell(&self, of: Keeper, tokens: &[u32], size: usize, spelling: &mut Spelling) {
+        if let Some(Some(endpoint)) = self.endpoints.get(of.index()) {
+            spelling.spell((!of.ids()).then_some(&endpoint.vocabulary), tokens, size);
+        }
     }
 
     /// What an event's first block comes after.
@@ -145,8 +156,8 @@ impl Index {
 
     /// Finds the place of a block after a known one, and puts it there. Says what comes after it.
     fn place(&mut self, of: Keeper, anchor: Anchor, new: New<'_>, copies: Copies) -> Anchor {
-        if let (Anchor::Tree(parent, chain), true) = (anchor, new.matchable)
-            && let Some(after) = self.place_in_tree(of, parent, chain, new, copies)
+        if let (Anchor::Tree(parent, chain), Some(bytes)) = (anchor, new.bytes)
+            && let Some(after) = self.place_in_tree(of, parent, chain, new, bytes, copies)
         {
             return after;
         }
@@ -163,18 +174,12 @@ impl Index {
         parent: BlockId,
         mut chain: Chain,
         new: New<'_>,
+        bytes: &[u8],
         copies: Copies,
     ) -> Option<Anchor> {
         let endpoint = self.endpoints.get_mut(of.index())?.as_deref_mut()?;
-        let spelled = if of.ids() {
-            self.spelled.clear();
-            self.spelled.extend(new.tokens.iter().flat_map(|token| token.to_le_bytes()));
-            &self.spelled
-        } else {
-            endpoint.vocabulary.spell_over(new.tokens, &mut self.spelled)?
-        };
         self.prints.clear();
-        chain.push(self.options.stride, spelled, |print| self.prints.push(print));
+        chain.push(self.options.stride, bytes, |print| self.prints.push(print));
         let content = Content { chain, size: u32::try_from(new.tokens.len()).ok()?, digest: digest(new.tokens) };
         let block = self.tree.child(parent, of, &content, &self.prints, new.more)?;
         let mut tiers = TIERS.into_iter().zip(copies.0).filter(|(_, n)| *n > 0).map(|(tier, _)| tier);
@@ -196,7 +201,7 @@ impl Index {
         let most = self.orphan_tokens();
         if let Some(endpoint) = self.endpoint(of) {
             let orphan =
-                Orphan { parent, tokens: new.tokens.into(), matchable: new.matchable, copies: Copies::one(tier) };
+                Orphan { parent, tokens: new.tokens.into(), matchable: new.bytes.is_some(), copies: Copies::one(tier) };
             let forgotten = endpoint.orphans.insert(new.hash, orphan, most);
             self.stats.orphans += 1;
             self.forgot(0, 0, forgotten);
@@ -217,7 +222,10 @@ impl Index {
             }
             for (child, orphan) in endpoint.orphans.take(parent) {
                 self.stats.orphans -= 1;
-                let new = New { hash: child, tokens: &orphan.tokens, matchable: orphan.matchable, more: 0 };
+                let mut spelling = Spelling::default();
+                self.spell(of, &orphan.tokens, orphan.tokens.len(), &mut spelling);
+                let bytes = spelling.block(0).filter(|_| orphan.matchable);
+                let new = New { hash: child, tokens: &orphan.tokens, bytes, more: 0 };
                 parents.push((child, self.place(of, anchor, new, orphan.copies)));
             }
         }

@@ -71,47 +71,43 @@ impl Slot {
 }
 
 impl Vocabulary {
-    /// Appends the bytes of `tokens` to `out`; `false` if one of them is unknown, and then `out` is of no use.
+    /// Appends the bytes of `tokens` to `out`; `false`, and nothing, if one of them is unknown.
     #[must_use]
     pub fn spell(&self, tokens: &[u32], out: &mut Vec<u8>) -> bool {
-        let mut spelled = Vec::new();
-        let bytes = self.spell_over(tokens, &mut spelled);
-        out.extend_from_slice(bytes.unwrap_or_default());
-        bytes.is_some()
+        let start = out.len();
+        let end = self.spell_over(tokens, start, out);
+        out.truncate(end.unwrap_or(start));
+        end.is_some()
     }
 
-    /// The bytes of `tokens`, written over what is in `buffer`; `None` if one of them is unknown.
-    pub fn spell_over<'b>(&self, tokens: &[u32], buffer: &'b mut Vec<u8>) -> Option<&'b [u8]> {
-        let mut at = 0;
-        for (i, token) in tokens.iter().enumerate() {
+    /// Writes the bytes of `tokens` over what is in `buffer` from `at` on, and says where they end; `None` if one of
+    /// them is unknown.
+    #[inline]
+    pub fn spell_over(&self, tokens: &[u32], at: usize, buffer: &mut Vec<u8>) -> Option<usize> {
+        let mut at = at;
+        reserve(buffer, at + tokens.len() * Slot::SIZE);
+        for token in tokens {
             let slot = self.slots.get(*token as usize)?;
-            let (bytes, length) = match slot.tag() {
-                Slot::UNKNOWN => return None,
-                Slot::LONG => {
-                    let bytes = self.long.get(slot.span())?;
-                    (bytes, bytes.len())
-                }
-                // More than its length is written: what is too much, the next token overwrites.
-                length => (slot.0.as_slice(), usize::from(length)),
-            };
-            if buffer.len() < at + bytes.len() {
-                buffer.resize(at + bytes.len() + (tokens.len() - i) * Slot::SIZE, 0);
+            if slot.tag() >= Slot::LONG {
+                at = self.spell_long(slot, at, buffer)?;
+                reserve(buffer, at + tokens.len() * Slot::SIZE);
+                continue;
             }
-            if let (Ok(short), Some(place)) = (<[u8; Slot::SIZE]>::try_from(bytes), buffer.get_mut(at..at + Slot::SIZE))
-            {
-                place.copy_from_slice(&short);
-            } else {
-                buffer.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
-            }
-            at += length;
+            // More than its length is written: what is too much, the next token overwrites.
+            *buffer.get_mut(at..)?.first_chunk_mut()? = slot.0;
+            at += usize::from(slot.tag());
         }
-        buffer.get(..at)
+        Some(at)
     }
 
-    /// Reads ahead of spelling these: rare tokens are not in the cache, and one by one they would be waited for.
-    pub fn warm(&self, tokens: &[u32]) {
-        let tag = |token: &u32| self.slots.get(*token as usize).map_or(0, Slot::tag);
-        std::hint::black_box(tokens.iter().fold(0, |all, token| all ^ tag(token)));
+    /// Writes a token that is not short; `None` if it is unknown.
+    #[cold]
+    fn spell_long(&self, slot: &Slot, at: usize, buffer: &mut Vec<u8>) -> Option<usize> {
+        let bytes = self.long.get(slot.span()).filter(|_| slot.tag() == Slot::LONG)?;
+        let end = at + bytes.len();
+        reserve(buffer, end);
+        buffer.get_mut(at..end)?.copy_from_slice(bytes);
+        Some(end)
     }
 
     /// One token's bytes.
@@ -201,6 +197,13 @@ impl Vocabulary {
     }
 }
 
+/// Makes a buffer at least so long.
+fn reserve(buffer: &mut Vec<u8>, length: usize) {
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+}
+
 /// Reads a JSON file.
 ///
 /// # Errors
@@ -234,8 +237,10 @@ mod tests {
             prop_assert_eq!(vocabulary.spell(&ids, &mut out), spelled.is_some());
             // Twice: what the buffer holds does not matter.
             for _ in 0..2 {
-                let bytes = vocabulary.spell_over(&ids, &mut buffer).map(<[u8]>::to_vec);
+                let end = vocabulary.spell_over(&ids, before.len(), &mut buffer);
+                let bytes = end.map(|end| buffer[before.len()..end].to_vec());
                 prop_assert_eq!(bytes, spelled.as_ref().map(|spelled| spelled.concat()));
+                prop_assert_eq!(&buffer[..before.len()], &before);
             }
             if let Some(spelled) = spelled {
                 prop_assert_eq!(out, [before, spelled.concat()].concat());
