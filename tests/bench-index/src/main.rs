@@ -29,7 +29,8 @@ const LOOKUPS: usize = 2_000;
 /// Times indexes of KV blocks: events in, lookups, memory.
 ///
 /// Blocks of 16 tokens, events of 32 blocks, prompts of 512 blocks, at 150 thousand and at 1.5 million blocks; and the
-/// first requests of a Mooncake trace, dealt to 16 engines of 16,384 blocks each, which evict. Before anything counts,
+/// first requests of a Mooncake trace, dealt to 16 engines of 16,384 blocks each, which evict. Events are taken in by a
+/// new index each time, ten times where they are few: a rate is of all passes together. Before any lookup counts,
 /// prompts are looked up and the answers compared with what the engines hold.
 ///
 /// `smg` is the ChainIndex of the crate kv-index, `dynamo` the RadixTree of dynamo-kv-router, `dynamo_concurrent` its

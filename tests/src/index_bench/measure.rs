@@ -11,6 +11,11 @@ use super::work::{Prompt, Step, Work};
 /// Prompts whose answer is looked at before anything counts.
 const CHECKED: usize = 500;
 
+/// A load is taken in anew until so many blocks went by, but at most [`PASSES`] times: one pass of some milliseconds would
+/// time page faults and cold caches before anything else.
+const MEASURED: usize = 1_500_000;
+const PASSES: usize = 10;
+
 /// How fast changes were taken in.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
@@ -51,18 +56,21 @@ pub struct Figures {
 /// Runs a load through an index some times over, each time through a new one. `allocated`: bytes in use now.
 pub fn measure<S: System>(work: &Work, allocated: &dyn Fn() -> usize) -> Figures {
     let before = allocated();
-    let mut system = S::new(work.workers);
     let take = |system: &mut S, worker, frame: &[u8]| {
         let events = system.read(worker, frame);
         let hashed = system.hash(worker, events);
         system.apply(worker, hashed);
     };
-    let raw = rate(work, || {
-        for (worker, frame) in work.frames() {
-            take(&mut system, worker, frame);
-        }
-        system.finish();
-    });
+    let (raw, mut system) = rate(
+        work,
+        || S::new(work.workers),
+        |system| {
+            for (worker, frame) in work.frames() {
+                take(system, worker, frame);
+            }
+            system.finish();
+        },
+    );
     let bytes_per_block = (allocated() as f64 - before as f64) / work.resident as f64;
     for prompt in work.prompts.iter().step_by(work.prompts.len().div_ceil(CHECKED)) {
         system.check(prompt);
@@ -95,32 +103,38 @@ pub fn measure<S: System>(work: &Work, allocated: &dyn Fn() -> usize) -> Figures
     let hashing = Percentiles::of(work.prompts.iter().map(|prompt| time(|| system.query(prompt))).collect());
     drop(system);
 
-    let decoded = {
-        let mut system = S::new(work.workers);
-        let batches: Vec<_> = work.frames().map(|(worker, frame)| (worker, system.read(worker, frame))).collect();
-        rate(work, || {
-            for (worker, events) in batches {
+    let (decoded, _) = rate(
+        work,
+        || {
+            let mut system = S::new(work.workers);
+            let batches: Vec<_> = work.frames().map(|(worker, frame)| (worker, system.read(worker, frame))).collect();
+            (system, batches)
+        },
+        |(system, batches)| {
+            for (worker, events) in batches.drain(..) {
                 let hashed = system.hash(worker, events);
                 system.apply(worker, hashed);
             }
             system.finish();
-        })
-    };
+        },
+    );
     let hashed = S::TAKES_HASHES.then(|| {
-        let mut system = S::new(work.workers);
-        let batches: Vec<_> = work
-            .frames()
-            .map(|(worker, frame)| {
+        let fresh = || {
+            let mut system = S::new(work.workers);
+            let hashed = |(worker, frame)| {
                 let events = system.read(worker, frame);
                 (worker, system.hash(worker, events))
-            })
-            .collect();
-        rate(work, || {
-            for (worker, hashed) in batches {
+            };
+            let batches: Vec<_> = work.frames().map(hashed).collect();
+            (system, batches)
+        };
+        let run = |(system, batches): &mut (S, Vec<(u16, S::Hashed)>)| {
+            for (worker, hashed) in batches.drain(..) {
                 system.apply(worker, hashed);
             }
             system.finish();
-        })
+        };
+        rate(work, fresh, run).0
     });
     Figures { raw: S::READS_FRAMES.then_some(raw), decoded, hashed, lookup, parting, hashing, bytes_per_block }
 }
@@ -135,11 +149,21 @@ fn time<T>(work: impl FnOnce() -> T) -> f64 {
     start.elapsed().as_secs_f64() * 1e6
 }
 
-fn rate(work: &Work, run: impl FnOnce()) -> Rate {
-    let (start, cpu) = (Instant::now(), cpu());
-    run();
-    let (seconds, cpu) = (start.elapsed().as_secs_f64(), self::cpu() - cpu);
-    Rate { blocks_per_second: work.changes as f64 / seconds, cpu_us: cpu * 1e6 / work.changes as f64 }
+/// Times `run`, each time with something fresh; gives the last, too.
+fn rate<T>(work: &Work, fresh: impl Fn() -> T, run: impl Fn(&mut T)) -> (Rate, T) {
+    let passes = (MEASURED / work.changes).clamp(1, PASSES);
+    let (mut seconds, mut cpu, mut last) = (0.0, 0.0, fresh());
+    for pass in 0..passes {
+        if pass > 0 {
+            last = fresh();
+        }
+        let (start, cpu_before) = (Instant::now(), self::cpu());
+        run(&mut last);
+        seconds += start.elapsed().as_secs_f64();
+        cpu += self::cpu() - cpu_before;
+    }
+    let changes = (passes * work.changes) as f64;
+    (Rate { blocks_per_second: changes / seconds, cpu_us: cpu * 1e6 / changes }, last)
 }
 
 /// CPU time that this process has used, in seconds.
