@@ -38,11 +38,11 @@ pub enum DecodeError {
 
 /// Bytes that a batch may take whatever the size of its message: a million small tokens and their hashes need 12 MB.
 const ROOM: usize = 32 << 20;
-/// How many times a message's size a batch may take, if that is more. Of what engines send, removals written as arrays
-/// grow most: 28 bytes become a record and a hash, some 80 bytes.
-const GROWTH: usize = 3;
+/// How many times a message's size a batch may take, if that is more. Of what engines send, removals without a medium
+/// grow most: 24 bytes become a record and a hash, 80 bytes.
+const GROWTH: usize = 4;
 /// An event that says anything has as many bytes: its name alone does.
-const EVENT: usize = 16;
+const EVENT: usize = 15;
 
 impl From<Malformed> for DecodeError {
     fn from(_: Malformed) -> Self {
@@ -54,7 +54,7 @@ impl From<Malformed> for DecodeError {
 ///
 /// # Errors
 /// When the payload as a whole makes no sense, removes blocks without saying readably which, or would take more than
-/// 32 MiB of memory and more than three times its size. Other events that make none are counted in [`Batch::skipped`].
+/// 32 MiB of memory and more than four times its size. Other events that make none are counted in [`Batch::skipped`].
 pub fn decode(payload: &[u8]) -> Result<Batch, DecodeError> {
     let mut reader = Reader::new(payload);
     let allowed = payload.len().saturating_mul(GROWTH).max(ROOM);

@@ -14,6 +14,8 @@ mod changes;
 #[cfg(test)]
 mod check;
 mod endpoint;
+#[cfg(test)]
+mod event_tests;
 mod holder;
 mod ordered;
 mod orphans;

@@ -9,11 +9,14 @@ use std::ops::Range;
 /// A buffer that blocks of an unusual size made larger is not kept.
 const KEPT: usize = 1 << 17;
 
+/// Tokens of the largest block that is spelled.
+const LARGEST: usize = u16::MAX as usize;
+
 /// Blocks' bytes, one after the other.
 #[derive(Default)]
 pub(super) struct Spelling {
     bytes: Vec<u8>,
-    /// Where each block's lie; `None` if it holds a token that is unknown.
+    /// Where each block's lie; `None` if it holds a token that is unknown, or is too large.
     blocks: Vec<Option<Range<usize>>>,
 }
 
@@ -27,6 +30,8 @@ impl Spelling {
         let mut start = 0;
         for block in tokens.chunks(size.max(1)) {
             let end = match vocabulary {
+                // No run takes it, and its bytes might be 100 times its message's.
+                _ if block.len() > LARGEST => None,
                 Some(vocabulary) => vocabulary.spell_over(block, start, &mut self.bytes),
                 None => {
                     self.bytes.truncate(start);
@@ -64,5 +69,10 @@ mod tests {
         spelling.spell(None, &tokens[3..], 2);
         assert_eq!(spelling.block(0).unwrap(), [[255; 4], tokens[4].to_le_bytes()].concat());
         assert_eq!((spelling.block(1).unwrap().len(), spelling.block(2)), (8, None));
+        let many = vec![tokens[0]; LARGEST + 1];
+        for vocabulary in [None, Some(&vocabulary)] {
+            spelling.spell(vocabulary, &many, many.len());
+            assert!(spelling.block(0).is_none() && spelling.bytes.len() <= KEPT, "too large to be placed");
+        }
     }
 }

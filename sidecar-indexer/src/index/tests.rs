@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-const STRIDE: u32 = 8;
+pub(super) const STRIDE: u32 = 8;
 /// What tokens spell; several spellings of the same bytes, one of nothing. Token 6 is unknown.
-const SPELLING: [&str; 6] = ["a", "b", "ab", "", "abababababab", "ba"];
+pub(super) const SPELLING: [&str; 6] = ["a", "b", "ab", "", "abababababab", "ba"];
 const ENDPOINTS: [&str; 4] = ["m", "m", "m", "n"];
 
 pub(super) fn vocabulary() -> Arc<Vocabulary> {
@@ -195,7 +195,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn stored(hashes: &[u64], tier: Tier) -> Stored<'_> {
+pub(super) fn stored(hashes: &[u64], tier: Tier) -> Stored<'_> {
     Stored {
         readable: hashes.len(),
         hashes,
@@ -278,7 +278,7 @@ fn through_msgpack(holdings: &Holdings) -> Holdings {
     rmp_serde::from_slice(&rmp_serde::to_vec(holdings).unwrap()).unwrap()
 }
 
-fn all_entries(index: &Index) -> Vec<PageEntry> {
+pub(super) fn all_entries(index: &Index) -> Vec<PageEntry> {
     (0..1u32 << index.table().bits()).flat_map(|page| index.entries(page)).collect()
 }
 
@@ -292,7 +292,7 @@ fn new_index(max_blocks: usize) -> Index {
     index
 }
 
-fn residency(index: &Index, endpoint: usize) -> BTreeMap<u64, u32> {
+pub(super) fn residency(index: &Index, endpoint: usize) -> BTreeMap<u64, u32> {
     index.resident(Slot(endpoint as u16)).collect()
 }
 

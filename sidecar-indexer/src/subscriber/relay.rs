@@ -4,7 +4,7 @@
 //! until the last one has come: a few bytes from a peer could end the indexer. So it never speaks to a peer itself, only
 //! to a relay, over a connection of this machine to itself.
 
-use super::stranger::{self, FIRST, Stranger};
+use super::stranger::{self, FIRST, FREE, Stranger};
 use crate::app::App;
 use anyhow::{Context, Result};
 use std::net::Ipv4Addr;
@@ -35,6 +35,8 @@ pub(super) enum Refused {
     TooLarge(u64),
     #[error("a message of it has more than {FRAMES} frames")]
     TooManyFrames,
+    #[error("a command before its first message has {0} bytes; {FREE} are taken at most")]
+    CommandTooLarge(u64),
     #[error("its first message, which is to say who it is, has {0} bytes; {FIRST} are taken at most")]
     FirstTooLarge(u64),
     #[error("the first message that it began is not there after {} s", stranger::PATIENCE.as_secs())]
@@ -271,8 +273,12 @@ impl Claims {
         if bytes > MESSAGE {
             return Err(Refused::TooLarge(bytes));
         }
-        if self.stranger && bytes > FIRST {
+        if self.stranger && flags & COMMAND == 0 && bytes > FIRST {
             return Err(Refused::FirstTooLarge(bytes));
+        }
+        // A place for something large is for a message, which must end in time: commands may be followed by silence.
+        if self.stranger && flags & COMMAND != 0 && bytes > FREE {
+            return Err(Refused::CommandTooLarge(bytes));
         }
         self.most = self.most.max(bytes);
         if flags & COMMAND == 0 {
@@ -362,7 +368,8 @@ mod tests {
         let large = (LONG, FIRST, 0);
         assert!(stranger().check(&said(&[large])).is_ok());
         assert_eq!(stranger().check(&said(&[(MORE, 1, 1), large])), Err(Refused::FirstTooLarge(FIRST + 1)));
-        assert_eq!(stranger().check(&said(&[(LONG | COMMAND, FIRST + 1, 0)])), Err(Refused::FirstTooLarge(FIRST + 1)));
+        assert_eq!(stranger().check(&said(&[(LONG | COMMAND, FREE, 0)])).map(drop), Ok(()));
+        assert_eq!(stranger().check(&said(&[(LONG | COMMAND, FREE + 1, 0)])), Err(Refused::CommandTooLarge(FREE + 1)));
     }
 
     /// A stranger's end of a relay, the library's end, what says that it is known, and what the relay comes to.

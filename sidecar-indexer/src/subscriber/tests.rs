@@ -491,7 +491,8 @@ fn asks_within(ours: SocketAddr, theirs: SocketAddr) -> Option<u64> {
         let fields: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
         (port(&fields[1]) == Some(ours.port()) && port(&fields[2]) == Some(theirs.port())).then(|| fields[5].clone())
     };
-    let timer = table.lines().skip(1).find_map(connection).unwrap();
+    // The kernel's list may lack one for a moment, while others come and go.
+    let timer = table.lines().skip(1).find_map(connection)?;
     // In hundredths of a second. Delayed acknowledgements have this kind, too, but are due within one.
     let due = timer.strip_prefix("02:").map(|when| u64::from_str_radix(when, 16).unwrap() / 100);
     due.filter(|seconds| *seconds > 1)
