@@ -211,11 +211,9 @@ impl Index {
 
     /// Places the orphans that waited for a block, then those that waited for them.
     fn adopt(&mut self, of: Keeper, hash: u64, anchor: Anchor) {
-        if self.endpoint(of).is_none_or(|e| e.orphans.is_empty()) {
-            return;
-        }
-        let mut parents = vec![(hash, anchor)];
-        while let Some((parent, anchor)) = parents.pop() {
+        // Mostly there are none: no list is made then.
+        let (mut next, mut parents) = (Some((hash, anchor)), Vec::new());
+        while let Some((parent, anchor)) = next.take().or_else(|| parents.pop()) {
             let Some(endpoint) = self.endpoint(of).filter(|e| !e.orphans.is_empty()) else { return };
             if matches!(anchor, Anchor::Unknown(_)) {
                 continue;
