@@ -12,7 +12,7 @@ use affinity::{Stride, Tier};
 use bind::Switchboard;
 use bytes::Bytes;
 use rmpv::Value;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -245,21 +245,29 @@ async fn publisher(at: SocketAddr) -> TcpStream {
     call
 }
 
-#[tokio::test]
-async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_when_they_hang_up() {
-    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
-    let (app, board) = (app(address), Arc::new(Switchboard::default()));
+const ENGINE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 8000);
+
+/// Answers calls at an address.
+async fn bound() -> (Arc<App>, Arc<Switchboard>, SocketAddr, JoinHandle<()>) {
+    let (app, board) = (app(ENGINE), Arc::new(Switchboard::default()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
-    let source = Source {
-        slot: SLOT,
-        key: Key { address, rank: None },
-        events: Events::Bound(board.expect(address, Some(0))),
-        replay: None,
-    };
+    (app, board, at, answering)
+}
+
+/// Follows the engine of this rank once it calls.
+fn awaited(app: &Arc<App>, board: &Switchboard, rank: Option<u16>) -> JoinHandle<()> {
+    let events = Events::Bound(board.expect(ENGINE, rank));
+    let source = Source { slot: SLOT, key: Key { address: ENGINE, rank: None }, events, replay: None };
     let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
-    let following = tokio::spawn(follow(app.clone(), company, source));
+    tokio::spawn(follow(app.clone(), company, source))
+}
+
+#[tokio::test]
+async fn engines_that_dial_in_are_told_apart_by_topic_and_rank_and_forgotten_when_they_hang_up() {
+    let (app, board, at, answering) = bound().await;
+    let following = awaited(&app, &board, Some(0));
 
     let (mut stranger, mut other_rank) = (publisher(at).await, publisher(at).await);
     send(&mut stranger, &frames("kv@10.9.9.9:1@tiny", 0, 0)).await;
@@ -396,12 +404,8 @@ async fn a_replay_that_announces_too_much_has_failed() {
 
 #[tokio::test]
 async fn callers_that_announce_too_much_are_hung_up_on() {
-    let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let answering = tokio::spawn(bind::answer(app.clone(), listener, board));
-    let mut call = TcpStream::connect(at).await.unwrap();
-    greet(&mut call).await;
+    let (app, _board, at, answering) = bound().await;
+    let mut call = publisher(at).await;
     call.write_all(&HUGE).await.unwrap();
     assert!(hung_up(&mut call).await);
     assert!(app.metrics.page().contains("warmpath_event_peers_refused_total 1"));
@@ -410,15 +414,8 @@ async fn callers_that_announce_too_much_are_hung_up_on() {
 
 #[tokio::test]
 async fn an_engine_is_heard_whose_first_message_is_small_and_the_next_large_but_not_the_other_way_round() {
-    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
-    let (app, board) = (app(address), Arc::new(Switchboard::default()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
-    let calls = Events::Bound(board.expect(address, Some(0)));
-    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: calls, replay: None };
-    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
-    let following = tokio::spawn(follow(app.clone(), company, source));
+    let (app, board, at, answering) = bound().await;
+    let following = awaited(&app, &board, Some(0));
     // With a field of the future.
     let large = |sequence| {
         let (message, mut padded) =
@@ -431,13 +428,11 @@ async fn an_engine_is_heard_whose_first_message_is_small_and_the_next_large_but_
         padded.push_back(payload.into());
         padded
     };
-    let mut call = TcpStream::connect(at).await.unwrap();
-    greet(&mut call).await;
+    let mut call = publisher(at).await;
     let header = [&[2][..], &(8u64 << 20).to_be_bytes()].concat();
     call.write_all(&header).await.unwrap();
     assert!(hung_up(&mut call).await);
-    let mut call = TcpStream::connect(at).await.unwrap();
-    greet(&mut call).await;
+    let mut call = publisher(at).await;
     send(&mut call, &frames("kv@10.0.0.1:8000@tiny", 0, 0)).await;
     send(&mut call, &large(1)).await;
     assert!(held(&app, 2).await, "{}", app.state().index.stats().blocks);
@@ -448,10 +443,7 @@ async fn an_engine_is_heard_whose_first_message_is_small_and_the_next_large_but_
 
 #[tokio::test(start_paused = true)]
 async fn callers_that_do_not_say_who_they_are_are_hung_up_on() {
-    let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let answering = tokio::spawn(bind::answer(app, listener, board));
+    let (_app, _board, at, answering) = bound().await;
     let mut call = TcpStream::connect(at).await.unwrap();
     let end = async { while call.read(&mut [0; 100]).await.is_ok_and(|read| read > 0) {} };
     tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();
@@ -460,19 +452,11 @@ async fn callers_that_do_not_say_who_they_are_are_hung_up_on() {
 
 #[tokio::test]
 async fn a_call_that_is_to_be_made_anew_is_hung_up() {
-    let address: SocketAddr = "10.0.0.1:8000".parse().unwrap();
-    let (app, board) = (app(address), Arc::new(Switchboard::default()));
+    let (app, board, at, answering) = bound().await;
     let signals = Signals::default();
     app.enter(SLOT, signals.clone());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let answering = tokio::spawn(bind::answer(app.clone(), listener, board.clone()));
-    let calls = Events::Bound(board.expect(address, None));
-    let source = Source { slot: SLOT, key: Key { address, rank: None }, events: calls, replay: None };
-    let company = Arc::new(Company::new(app.clone(), &[], None, 0).unwrap());
-    let following = tokio::spawn(follow(app.clone(), company, source));
-    let mut call = TcpStream::connect(at).await.unwrap();
-    greet(&mut call).await;
+    let following = awaited(&app, &board, None);
+    let mut call = publisher(at).await;
     // One of a group of engines counts its only rank over all of them.
     send(&mut call, &frames("kv@10.0.0.1:8000@tiny", 0, 8)).await;
     assert!(held(&app, 1).await);
@@ -502,10 +486,7 @@ fn asks_within(ours: SocketAddr, theirs: SocketAddr) -> Option<u64> {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn connections_that_are_silent_are_asked_whether_somebody_is_there() {
-    let (app, board) = (app("10.0.0.1:8000".parse().unwrap()), Arc::new(Switchboard::default()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let answering = tokio::spawn(bind::answer(app, listener, board));
+    let (_app, _board, at, answering) = bound().await;
     let call = publisher(at).await;
     let engine = call.local_addr().unwrap();
     assert!(so(|| asks_within(at, engine).is_some_and(|seconds| seconds <= 15)).await, "one that dialled in");
