@@ -321,17 +321,18 @@ impl<'a> PageView<'a> {
 
 impl Found<'_> {
     /// Who holds every block up to this stride.
-    pub fn holders(&self) -> impl Iterator<Item = (Slot, Tier)> + '_ {
-        self.words().filter_map(holder)
+    pub fn holders(&self) -> impl Iterator<Item = (Slot, Tier)> {
+        let mut words = Vec::new();
+        self.write_words(&mut words);
+        words.into_iter().filter_map(holder)
     }
 
-    /// The same as words for [`holder`], by slot.
-    pub fn words(&self) -> impl Iterator<Item = u16> + '_ {
-        let (one, set) = match self.holders {
-            Holders::One(word) => (Some(word), [].as_slice()),
-            Holders::Set(words) => (None, words),
-        };
-        one.into_iter().chain(set.iter().map(|w| u16::from_le_bytes(*w)))
+    /// Appends the same as words for [`holder`], by slot.
+    pub fn write_words(&self, out: &mut Vec<u16>) {
+        match self.holders {
+            Holders::One(word) => out.push(word),
+            Holders::Set(words) => out.extend(words.iter().map(|word| u16::from_le_bytes(*word))),
+        }
     }
 }
 
