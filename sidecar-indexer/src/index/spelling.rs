@@ -28,6 +28,9 @@ impl Spelling {
         }
         self.blocks.clear();
         let mut start = 0;
+        if let Some(vocabulary) = vocabulary {
+            vocabulary.warm(tokens);
+        }
         for block in tokens.chunks(size.max(1)) {
             let end = match vocabulary {
                 // No run takes it, and its bytes might be 100 times its message's.
