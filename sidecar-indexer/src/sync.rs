@@ -180,7 +180,7 @@ impl State {
         let (start, mut sent) = (out.len(), Sent::default());
         for keys in keys.chunk_by(|a, b| a.0 == b.0) {
             let page = keys.first()?.0;
-            if self.index.table().has_more_rows(page, keys.len()) {
+            if keys.len() < self.index.table().rows_per_page() {
                 write_frame(out, &Frame::Rows(page, &self.index.rows(page, keys.iter().map(|(_, key)| *key))));
                 sent.rows += keys.len();
             } else {

@@ -131,6 +131,12 @@ impl<O: Order> Ordered<O> {
         self.slots.get(first..last).unwrap_or_default().iter().filter(|row| !O::is_gap(row))
     }
 
+    /// Rows of this key.
+    pub(super) fn of(&self, key: u64) -> impl Iterator<Item = &O::Row> {
+        let rows = self.slots.get(self.edge(key)..).unwrap_or_default();
+        rows.iter().take_while(move |row| !O::is_gap(row) && self.order.key(row) == key)
+    }
+
     /// Where rows of this key and above begin.
     fn edge(&self, key: u64) -> usize {
         let home = self.home(key);
@@ -148,10 +154,11 @@ impl<O: Order> Ordered<O> {
         self.fill(room, old.into_iter().filter(|row| !O::is_gap(row)));
     }
 
-    /// Sorts anew. `rows` gives all rows in the new order.
-    pub(super) fn reorder(&mut self, order: O, rows: impl Iterator<Item = O::Row>) {
-        self.order = order;
-        self.fill(self.room, rows);
+    /// A list of the same size in another order. `rows` gives all rows, in that order.
+    pub(super) fn reordered(&self, order: O, rows: impl Iterator<Item = O::Row>) -> Self {
+        let mut new = Self { len: self.len, ..Self::new(order) };
+        new.fill(self.room, rows);
+        new
     }
 
     fn fill(&mut self, room: usize, rows: impl Iterator<Item = O::Row>) {

@@ -152,16 +152,19 @@ impl Table {
     #[must_use]
     pub fn keys_changed_since(&self, version: u64) -> Option<Vec<(u32, u32)>> {
         let changes = self.changes.since(version, self.version).filter(|_| version > 0)?;
+        let changes: Vec<_> = changes.collect();
+        self.warm(&changes);
+        let changes = changes.into_iter();
         let mut keys: Vec<_> = changes.map(|print| (page_of(print, self.bits()), print.0 as u32)).collect();
         keys.sort_unstable();
         keys.dedup();
         Some(keys)
     }
 
-    /// Whether a page has more rows than so many. It has no more entries than rows.
+    /// How many rows a page has, on average. To count one's would mean to read it.
     #[must_use]
-    pub fn has_more_rows(&self, page: u32, than: usize) -> bool {
-        self.rows(page).nth(than).is_some()
+    pub fn rows_per_page(&self) -> usize {
+        self.len() >> self.bits()
     }
 
     /// Reads ahead of changes to these.
@@ -281,8 +284,8 @@ impl Table {
 
     fn rows_with(&self, page: u32, key: u32) -> impl Iterator<Item = &Row> {
         let start = self.rows.order().start(page).map(|start| start | u64::from(key) << (32 - self.bits()));
-        let place = start.unwrap_or(u64::MAX - 1);
-        self.rows.range(place, Some(place + 1))
+        // There is nothing in pages beyond the last.
+        start.into_iter().flat_map(|place| self.rows.of(place))
     }
 
     /// Writes a row's entry; `holders` is for use here. False if it is left out.
@@ -328,14 +331,9 @@ impl Table {
 
     /// Cuts each page in two. Rows stay sorted within their halves.
     fn split(&mut self) {
-        let bits = self.bits();
-        let mut rows = Vec::with_capacity(self.len());
-        for page in 0..1 << bits {
-            let upper = |row: &&Row| page_of(row.fingerprint, bits + 1) & 1 == 1;
-            rows.extend(self.rows(page).filter(|row| !upper(row)));
-            rows.extend(self.rows(page).filter(upper));
-        }
-        self.rows.reorder(ByPage { bits: bits + 1 }, rows.into_iter());
+        let bits = self.bits() + 1;
+        let of = |page: u32| self.rows(page >> 1).filter(move |row| page_of(row.fingerprint, bits) == page).copied();
+        self.rows = self.rows.reordered(ByPage { bits }, (0..1 << bits).flat_map(of));
     }
 
     /// Gives a page a new version.

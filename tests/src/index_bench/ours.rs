@@ -72,7 +72,7 @@ impl Gateway {
 
     /// Takes what changed of a page: these keys.
     fn rows(&mut self, index: &Index, page: u32, keys: &[(u32, u32)]) {
-        if !index.table().has_more_rows(page, keys.len()) {
+        if keys.len() >= index.table().rows_per_page() {
             return self.page(index, page);
         }
         let rows = index.rows(page, keys.iter().map(|(_, key)| *key));
