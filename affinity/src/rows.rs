@@ -26,6 +26,15 @@ pub enum News<'a> {
     },
 }
 
+impl News<'_> {
+    fn epoch(self) -> Option<u32> {
+        match self {
+            Self::Whole(bytes) => PageView::parse(bytes).map(|page| page.epoch),
+            Self::Rows { epoch, .. } => Some(epoch),
+        }
+    }
+}
+
 /// Rows cannot be laid over a page that is not there, of another epoch or not readable, nor if they are not readable
 /// themselves. Only whole pages help then, and the version that they were to bring must not be claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,20 +67,27 @@ const TRIES: usize = 4;
 
 /// Brings a page in shared data up to date. False if it is [`Lost`], or cannot be written.
 ///
-/// `read` gives the page and a number; `write` writes it if it still has that number, or if there is none with `None`.
+/// `there` is the page, with a number, as it was when the news was found to count; `read` gives it as it is now; `write`
+/// writes it if it still has that number, or if there is none with `None`. Where another page came there meanwhile, it is
+/// written over only if both are of one epoch: of two, it cannot be told which is the later.
 pub fn update(
     news: News<'_>,
+    mut there: Option<(Vec<u8>, u32)>,
     mut read: impl FnMut() -> Option<(Vec<u8>, u32)>,
     mut write: impl FnMut(&[u8], Option<u32>) -> bool,
 ) -> bool {
     for _ in 0..TRIES {
-        let there = read();
-        let number = there.as_ref().map(|(_, number)| *number);
-        match renewed(there.as_ref().map(|(page, _)| page.as_slice()), news) {
+        let (page, number) = there.as_ref().map(|(page, number)| (page.as_slice(), *number)).unzip();
+        match renewed(page, news) {
             Err(Lost) => return false,
             Ok(None) => return true,
             Ok(Some(page)) if write(&page, number) => return true,
             Ok(Some(_)) => {}
+        }
+        there = read();
+        let epoch = there.as_ref().and_then(|(page, _)| PageView::parse(page)).map(|page| page.epoch);
+        if epoch.is_none() || epoch != news.epoch() {
+            return false;
         }
     }
     false
@@ -368,7 +384,8 @@ mod tests {
                 world.shared.insert(*number, written);
                 true
             };
-            well &= update(news, || world.borrow().shared.get(number).cloned(), write);
+            let read = || world.borrow().shared.get(number).cloned();
+            well &= update(news, read(), read, write);
         }
         // Some die before they claim anything: what others claimed must hold all the same.
         if number % 5 > 1 {
@@ -382,7 +399,7 @@ mod tests {
         let apply = |there: Option<&[u8]>, rows: &[u8], epoch, writable| {
             let mut written = 0;
             let read = || there.map(|there| (there.to_vec(), 1));
-            let well = update(News::Rows { rows, epoch, as_of: 5 }, read, |_, _| {
+            let well = update(News::Rows { rows, epoch, as_of: 5 }, read(), read, |_, _| {
                 written += 1;
                 writable
             });

@@ -2,9 +2,10 @@
 //!
 //! **Invariants:** a reply is applied in order and its versions are written last, so whoever dies half-way leaves a state
 //! from which the same reply can be asked for and applied again. A reply counts only while the versions that it was asked
-//! with are the ones there: a late one is dropped as a whole. Where two VMs apply replies at once, within an epoch pages
-//! never go back ([`crate::rows`]); for all else, whoever finds that the versions were written meanwhile claims nothing,
-//! and everything comes again. Rows that cannot be laid over their page claim nothing of the table: it comes again as
+//! with are the ones there: a late one is dropped as a whole. Where two VMs apply replies at once, each writes only over
+//! what was there before its reply was found to count, but for pages, which may also be brought forward within their epoch
+//! ([`crate::rows`]). So what one has written and claims, the other does not undo, even if it dies then; and whoever finds
+//! that the versions were written meanwhile claims nothing, and everything comes again. Rows that cannot be laid over their page claim nothing of the table: it comes again as
 //! whole pages.
 
 use crate::rows::{News, update};
@@ -69,27 +70,46 @@ pub fn had(shared: &impl Shared) -> Had {
     })
 }
 
+/// Where a frame belongs that is written to one place.
+fn place_of(frame: Frame<'_>) -> Option<Place> {
+    match frame {
+        Frame::Page(number, _) | Frame::Rows(number, _) => Some(Place::Page(number)),
+        Frame::Fleet(_) => Some(Place::Fleet),
+        Frame::Profiles(_) => Some(Place::Profiles),
+        Frame::Placements(_) | Frame::End(_) => None,
+    }
+}
+
 /// Writes a reply to shared data, to a request with what was [`had`] then.
 pub fn apply(shared: &impl Shared, body: &[u8], asked: Had) -> Applied {
     let Some(end) = read_end(body) else { return Applied::Nonsense };
+    // Before the reply is found to count, so that nothing is written over that somebody claims later.
+    let with_old = |frame| (frame, place_of(frame).and_then(|place| shared.read(place)));
+    let frames: Vec<_> = read_frames(body).map(with_old).collect();
     // Of an earlier epoch, it would write over pages that are claimed; and undo it where somebody claimed nothing.
     if had(shared).number != asked.number {
         return Applied::Late;
     }
     let (epoch, as_of) = (end.have.epoch, end.have.table);
-    let page = |place, news| update(news, || shared.read(place), |bytes, number| shared.swap(place, bytes, number));
-    let mut whole = true;
-    for frame in read_frames(body) {
+    let mut have = end.have;
+    for (frame, there) in frames {
+        let number = there.as_ref().map(|(_, number)| *number);
         match frame {
-            Frame::Page(number, bytes) => whole &= page(Place::Page(number), News::Whole(bytes)),
-            Frame::Rows(number, rows) => whole &= page(Place::Page(number), News::Rows { rows, epoch, as_of }),
-            Frame::Fleet(bytes) => shared.write(Place::Fleet, bytes),
-            Frame::Profiles(bytes) => shared.write(Place::Profiles, bytes),
+            Frame::Page(at, bytes) | Frame::Rows(at, bytes) => {
+                let whole = matches!(frame, Frame::Page(..));
+                let news = if whole { News::Whole(bytes) } else { News::Rows { rows: bytes, epoch, as_of } };
+                let place = Place::Page(at);
+                if !update(news, there, || shared.read(place), |bytes, number| shared.swap(place, bytes, number)) {
+                    (have.table, have.pages) = (0, 0);
+                }
+            }
+            Frame::Fleet(bytes) if !shared.swap(Place::Fleet, bytes, number) => have.fleet = 0,
+            Frame::Profiles(bytes) if !shared.swap(Place::Profiles, bytes, number) => have.profiles = 0,
             Frame::Placements(bytes) => shared.placements(bytes),
-            Frame::End(_) => break,
+            Frame::Fleet(_) | Frame::Profiles(_) | Frame::End(_) => {}
         }
     }
-    let have = if whole { end.have } else { Versions { table: 0, pages: 0, ..end.have } };
+    let mut whole = have == end.have;
     if !shared.swap(Place::Versions, &have.encode(), asked.number) {
         // Another VM wrote a reply meanwhile: which of the two a place is from cannot be told.
         shared.write(Place::Versions, &Versions::default().encode());

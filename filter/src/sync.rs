@@ -203,16 +203,17 @@ impl Shared for Kept<'_> {
     }
 
     fn swap(&self, place: Place, bytes: &[u8], number: Option<u32>) -> bool {
-        host::set_shared(&self.key(place), bytes, Some(number.unwrap_or(host::ABSENT)))
+        let swapped = host::set_shared(&self.key(place), bytes, Some(number.unwrap_or(host::ABSENT)));
+        match place {
+            Place::Fleet if swapped => self.plugin.news.fleet.add(1),
+            Place::Profiles if swapped => self.plugin.news.profiles.add(1),
+            _ => {}
+        }
+        swapped
     }
 
     fn write(&self, place: Place, bytes: &[u8]) {
         host::set_shared(&self.key(place), bytes, None);
-        match place {
-            Place::Fleet => self.plugin.news.fleet.add(1),
-            Place::Profiles => self.plugin.news.profiles.add(1),
-            Place::Versions | Place::Page(_) => {}
-        }
     }
 
     fn placements(&self, bytes: &[u8]) {

@@ -145,12 +145,10 @@ impl World {
                 _ => drop(self.replies[vm].take()),
             },
             6..11 => self.ask(vm),
-            // It may die on the way; but not while another writes, too: nobody is left then who knows of both.
-            _ if which / 2 % 8 == 0 => {
-                self.take(&Vm { lives_for: Cell::new(which as usize / 16 % 64), ..Vm::of(self, vm) });
-            }
+            // It may die on the way.
             _ => {
-                self.take(&Vm { disturbed: true, ..Vm::of(self, vm) });
+                let lives_for = if which / 2 % 8 == 0 { which as usize / 16 % 64 } else { usize::MAX };
+                self.take(&Vm { lives_for: Cell::new(lives_for), disturbed: true, ..Vm::of(self, vm) });
             }
         }
     }
