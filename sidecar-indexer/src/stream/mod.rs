@@ -28,6 +28,11 @@
 //! engine's address goes from one process to the next, and never back. A replay that is ahead of the subscription waits
 //! for it, until what comes live has a hole, or nothing came for as long as it takes to be audited.
 //!
+//! **The subscription's beginning.** [`Input::Connected`] says that the subscription was sent. A publisher reads it when
+//! it gets to it, and what it sends before goes nowhere. Published before the replay was answered, that is replayed. What
+//! lies between the answer and the reading is missed until the next message shows the gap, or else until the first
+//! audit, soon after the stream came into sync: so long the index is as of before, as if the messages were late.
+//!
 //! **Invariants**
 //! 1. Between a [`Action::Clear`] or [`Action::Suspend`] and the next one, the messages of [`Action::Apply`] are
 //!    consecutive messages of one process, and if they follow an [`Action::Restore`], they follow its position.
