@@ -280,7 +280,11 @@ impl<M> Stream<M> {
                     held.put(message);
                     self.replay(held, 1)
                 }
-                _ => self.apply(message),
+                _ => {
+                    // It is silent no more, and what an audit was to begin with may be gone before it is answered.
+                    self.state = State::Live { audit: None };
+                    self.apply(message)
+                }
             },
         }
     }

@@ -41,8 +41,8 @@
 //!    misses no removal. The run need not start at message 0, as removals of what was never seen stored are ignored.
 //! 4. Memory is bounded: live messages are held back up to [`HELD_MESSAGES`] and [`HELD_BYTES`]. What is dropped
 //!    beyond makes a hole, which another replay fills.
-//! 5. In `Live`, what is known of the connection can be wrong only until the next audit, if the engine replays. One
-//!    that does not is believed until its connection breaks or its metrics show another process.
+//! 5. In `Live`, what is known of the connection can be wrong only until it was silent and audited, if the engine
+//!    replays. One that does not is believed until its connection breaks or its metrics show another process.
 
 mod held;
 mod machine;

@@ -467,6 +467,16 @@ fn a_gap_during_an_audit_is_a_gap() {
 }
 
 #[test]
+fn an_audit_answered_after_live_messages_that_left_the_buffer_since_says_nothing() {
+    let mut stream = in_sync_after(0..3);
+    stream.step(Input::Silent);
+    assert_eq!((3..9).flat_map(|sequence| live(&mut stream, 0, sequence)).collect::<Vec<_>>(), applied(0, 3..9));
+    assert_eq!(replayed(&mut stream, 0, 7..9), []);
+    assert_eq!(stream.step(Input::ReplayEnded), []);
+    assert_eq!(stream.step(Input::Silent), [replay(8)], "the next one does");
+}
+
+#[test]
 fn what_company_offers_is_proved_and_restored() {
     let mut stream = with_company();
     assert_eq!(live(&mut stream, 0, 7), []);
