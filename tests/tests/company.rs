@@ -135,25 +135,25 @@ async fn a_gap_and_a_lost_tail_cost_nothing_that_the_buffer_still_has() {
     assert_eq!(metric(&whole, "warmpath_stream_suspends_total", "gap").await, 1.0);
     assert_eq!(metric(&whole, "warmpath_stream_partial", "").await, 0.0);
     // Messages lost with nothing after them: only an audit finds them.
+    let audits = metric(&whole, "warmpath_stream_audits_total", "held").await;
     engines[0].configure(&json!({"lose_batches": 100})).await.unwrap();
     prompts(&client, &engines, 66, 67).await;
     knows_all(&whole, &engines).await;
-    assert!(metric(&whole, "warmpath_stream_audits_total", "held").await >= 1.0);
+    assert!(metric(&whole, "warmpath_stream_audits_total", "held").await > audits);
 }
 
 #[tokio::test]
 async fn an_indexer_without_peers_takes_its_own_state_from_the_store() {
     let Some((redis, url)) = redis() else { return };
-    let (client, engines) = (Client::new().unwrap(), [engine("60").await]);
-    // The buffer reaches back to the start: on a machine that is overloaded the first messages were seen to be missed.
+    let (client, engines) = (Client::new().unwrap(), [engine("6").await]);
     let config = with(Indexer::config(&engines), json!({"store": url, "store_interval_ms": 1000}));
     let mut indexer = Indexer::start(config).await.unwrap();
     prompts(&client, &engines, 0, 40).await;
     knows_all(&indexer, &engines).await;
     let before = table(&indexer).await;
-    let written = async || metric(&indexer, "warmpath_store_checkpoints_total", "").await;
-    let so_far = written().await;
-    eventually("the store has all", Duration::from_secs(20), async || Ok(written().await > so_far)).await.ok();
+    // Some intervals: one to write what was under way, one to write all.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(metric(&indexer, "warmpath_store_checkpoints_total", "").await > 0.0);
     indexer.restart().await.unwrap();
     assert_eq!(table(&indexer).await, before);
     assert_eq!(metric(&indexer, "warmpath_company_checkpoints_total", "store").await, 1.0);

@@ -110,11 +110,11 @@ impl Store {
             let mut failed: Option<anyhow::Error> = None;
             let mut up = true;
             for (key, last) in checkpoints {
-                // Others write the same streams. One of us is enough.
-                if written.get(&key).is_some_and(|written| *written >= last) {
+                let before = written.get(&key).copied();
+                if before.is_some_and(|written| written >= last) {
                     continue;
                 }
-                match self.keep(&app, key, last, every).await {
+                match self.keep(&app, key, last, before, every).await {
                     Ok(kept) => {
                         written.insert(key, kept);
                     }
@@ -140,9 +140,11 @@ impl Store {
         }
     }
 
-    /// Keeps one, unless one about as late is there. Gives the time of what is there then.
-    async fn keep(&self, app: &App, key: Key, last: f64, every: Duration) -> Result<f64> {
+    /// Keeps one, unless one about as late has come since the last look, which found this one: others write the same
+    /// streams, and one of us is enough. Gives the time of what is there then.
+    async fn keep(&self, app: &App, key: Key, last: f64, found: Option<f64>, every: Duration) -> Result<f64> {
         if let Some(there) = self.last(key).await?
+            && found.is_none_or(|found| found < there)
             && there + every.as_secs_f64() / 2.0 > last
         {
             return Ok(there);

@@ -203,27 +203,45 @@ async fn an_older_checkpoint_never_replaces_a_newer_one() {
     assert!((86_000..=86_400).contains(&expires), "{expires}");
 }
 
+/// The endpoint's stream is in sync, as of 1.5.
+fn follows(app: &App, slot: Slot, key: Key) {
+    let batch = rmp_serde::to_vec(&(1.5, [0u8; 0])).unwrap();
+    let mut stream = Stream::new(true, false);
+    stream.step(Input::Connected);
+    let payload = events::decode(&batch).ok();
+    assert!(payload.is_some());
+    let message = Message { sequence: 0, timestamp: 1.5, size: batch.len(), resets: false, payload };
+    let mut actions = stream.step(Input::Replayed(message));
+    actions.extend(stream.step(Input::ReplayEnded));
+    let who = Who { slot, key, name: key.to_string() };
+    assert!(app.act(&who, &stream, &actions, None, false));
+}
+
+/// Else what an engine said last before it fell silent is never kept.
+#[tokio::test]
+async fn a_checkpoint_about_as_late_as_ours_that_nobody_renews_is_replaced() {
+    let Some(redis) = Redis::start() else { return };
+    let (store, app) = (Arc::new(Store::new(&redis.url, LIMIT).unwrap()), app());
+    follows(&app, Slot(0), key());
+    store.put(key(), 1.499, &offer(1, 1.499).encode(key()).unwrap()).await.unwrap();
+    let following = tokio::spawn(store.clone().follow(app.clone(), Duration::from_millis(20)));
+    let start = Instant::now();
+    while store.last(key()).await.unwrap() != Some(1.5) {
+        assert!(start.elapsed() < PATIENCE, "{}", app.metrics.page());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    following.abort();
+}
+
 #[tokio::test]
 async fn a_key_that_cannot_be_written_does_not_keep_the_others_from_being() {
     let Some(redis) = Redis::start() else { return };
     let (store, app) = (Arc::new(Store::new(&redis.url, LIMIT).unwrap()), app());
     let other = Key { address: "10.0.0.2:8000".parse().unwrap(), rank: None };
-    let batch = rmp_serde::to_vec(&(1.5, [0u8; 0])).unwrap();
-    for (slot, key) in [(Slot(0), key()), (Slot(1), other)] {
-        let vocabulary = Vocabulary::from_tiktoken("", &serde_json::json!({"added_tokens_decoder": {}}), false);
-        if slot == Slot(1) {
-            app.state().enter(slot, &Wanted::bare(key.address, "tiny"), &Arc::new(vocabulary.unwrap()), false);
-        }
-        let mut stream = Stream::new(true, false);
-        stream.step(Input::Connected);
-        let payload = events::decode(&batch).ok();
-        assert!(payload.is_some());
-        let message = Message { sequence: 0, timestamp: 1.5, size: batch.len(), resets: false, payload };
-        let mut actions = stream.step(Input::Replayed(message));
-        actions.extend(stream.step(Input::ReplayEnded));
-        let who = Who { slot, key, name: key.to_string() };
-        assert!(app.act(&who, &stream, &actions, None, false));
-    }
+    let vocabulary = Vocabulary::from_tiktoken("", &serde_json::json!({"added_tokens_decoder": {}}), false);
+    app.state().enter(Slot(1), &Wanted::bare(other.address, "tiny"), &Arc::new(vocabulary.unwrap()), false);
+    follows(&app, Slot(0), key());
+    follows(&app, Slot(1), other);
     assert_eq!(app.checkpoints().iter().map(|(key, _)| *key).collect::<Vec<_>>(), [key(), other]);
     let mut connection = store.connection().await.unwrap();
     redis::cmd("SET").arg(store::place(key())).arg("no hash").exec_async(&mut connection).await.unwrap();

@@ -1,7 +1,9 @@
 //! The states and their transitions.
 
-use super::{Action, Checkpoint, HELD_BYTES, HELD_MESSAGES, Input, Message, Position, REPLAYS_IN_A_ROW, Reason};
-use std::collections::BTreeMap;
+mod bridge;
+
+use super::held::Held;
+use super::{Action, Checkpoint, Input, Message, Position, REPLAYS_IN_A_ROW, Reason};
 
 /// The state of one endpoint's stream.
 #[derive(Clone, Debug)]
@@ -61,60 +63,8 @@ enum Expect {
     Run(Position),
     /// With anything, or it has begun as it should.
     Any,
-}
-
-/// Live messages held back, by number.
-#[derive(Clone, Debug)]
-struct Held<M> {
-    messages: BTreeMap<u64, Message<M>>,
-    bytes: usize,
-}
-
-impl<M> Default for Held<M> {
-    fn default() -> Self {
-        Self { messages: BTreeMap::new(), bytes: 0 }
-    }
-}
-
-impl<M> Held<M> {
-    fn put(&mut self, message: Message<M>) {
-        self.bytes += message.size;
-        if let Some(old) = self.messages.insert(message.sequence, message) {
-            self.bytes -= old.size;
-        }
-        while self.messages.len() > HELD_MESSAGES || self.bytes > HELD_BYTES {
-            let Some((_, oldest)) = self.messages.pop_first() else { break };
-            self.bytes -= oldest.size;
-        }
-    }
-
-    fn first(&self) -> Option<&Message<M>> {
-        self.messages.values().next()
-    }
-
-    fn drop_before(&mut self, next: u64) {
-        self.messages = self.messages.split_off(&next);
-        self.bytes = self.messages.values().map(|message| message.size).sum();
-    }
-
-    /// Whether they follow this position, and each other, without a hole.
-    fn follows(&self, position: Option<Position>) -> bool {
-        let mut expected = position.map(|position| position.next);
-        self.messages.keys().all(|sequence| {
-            let fits = expected.is_none_or(|expected| expected == *sequence);
-            expected = sequence.checked_add(1);
-            fits
-        })
-    }
-
-    /// Drops all before the last hole.
-    fn keep_newest_run(&mut self) {
-        let keys = || self.messages.keys().rev();
-        let after_hole = keys().zip(keys().skip(1)).find(|(later, earlier)| earlier.checked_add(1) != Some(**later));
-        if let Some(first) = after_hole.map(|(later, _)| *later) {
-            self.drop_before(first);
-        }
-    }
+    /// With nothing more: it began after what had come live, and that must come up to this message.
+    Overtook(Position),
 }
 
 type Actions<M> = Vec<Action<M>>;
@@ -286,7 +236,7 @@ impl<M> Stream<M> {
     fn go_live(&mut self, held: Held<M>) -> Actions<M> {
         self.state = State::Live { audit: None };
         self.sought = false;
-        let actions = held.messages.into_values().flat_map(|message| self.apply(message)).collect();
+        let actions = held.into_messages().flat_map(|message| self.apply(message)).collect();
         self.wake();
         actions
     }
@@ -312,7 +262,7 @@ impl<M> Stream<M> {
                     *held = Held::default();
                 }
                 held.put(message);
-                Vec::new()
+                self.came_up()
             }
             State::Live { .. } => match self.position {
                 _ if back => self.interrupted(Reason::Restarted, message),
@@ -330,7 +280,11 @@ impl<M> Stream<M> {
                     held.put(message);
                     self.replay(held, 1)
                 }
-                _ => self.apply(message),
+                _ => {
+                    // It is silent no more, and what an audit was to begin with may be gone before it is answered.
+                    self.state = State::Live { audit: None };
+                    self.apply(message)
+                }
             },
         }
     }
@@ -346,13 +300,8 @@ impl<M> Stream<M> {
     }
 
     fn replayed(&mut self, message: Message<M>) -> Actions<M> {
-        let (live, expect) = match &self.state {
-            State::Replaying { expect, .. } => (false, *expect),
-            State::Live { audit: Some(expect) } => (true, *expect),
-            _ => return Vec::new(),
-        };
         if let State::Replaying { held, .. } = &self.state
-            && let Some(met) = held.messages.get(&message.sequence)
+            && let Some(met) = held.get(message.sequence)
         {
             if met.timestamp.to_bits() != message.timestamp.to_bits() {
                 // Subscription and replay are of two processes.
@@ -360,8 +309,15 @@ impl<M> Stream<M> {
             }
             self.matched = true;
         }
-        match expect {
+        let mut actions = self.bridge(&message);
+        let (live, expect) = match &self.state {
+            State::Replaying { expect, .. } => (false, *expect),
+            State::Live { audit: Some(expect) } => (true, *expect),
+            _ => return actions,
+        };
+        actions.extend(match expect {
             Expect::Any => self.replayed_next(message),
+            Expect::Overtook(_) => Vec::new(),
             Expect::Kept => match self.kept {
                 Some(kept) if kept.position.proved_by(&message) => {
                     self.met();
@@ -380,7 +336,8 @@ impl<M> Stream<M> {
             Expect::Run(_) if live => self.anew(Reason::Restarted),
             Expect::Run(position) if message.sequence > position.before() => self.unreachable(message),
             Expect::Run(_) => self.other_process(),
-        }
+        });
+        actions
     }
 
     /// The replay has begun as it should.
@@ -502,6 +459,7 @@ impl<M> Stream<M> {
                 // An engine that is too busy to answer says nothing about itself.
                 return if unmet && whole { self.anew(Reason::Restarted) } else { Vec::new() };
             }
+            State::Replaying { expect: Expect::Overtook(_), .. } => return Vec::new(),
             State::Replaying { held, expect, attempt, progress } => {
                 (std::mem::take(held), *expect, *attempt, *progress)
             }
@@ -530,6 +488,9 @@ impl<M> Stream<M> {
     }
 
     fn silent(&mut self) -> Actions<M> {
+        if matches!(self.state, State::Replaying { expect: Expect::Overtook(_), .. }) {
+            return self.left_behind();
+        }
         if !self.replays || !matches!(self.state, State::Live { audit: None }) {
             return Vec::new();
         }
@@ -549,7 +510,7 @@ impl<M> Stream<M> {
         if self.position.is_none() {
             self.partial = message.sequence > 0;
         }
-        self.position = Some(Position { next: message.sequence.saturating_add(1), last: message.timestamp });
+        self.position = Some(Position::after(&message));
         if message.payload.is_none() {
             // It may have held removals of anything; what is stored later can be believed. A replay would hold it again.
             self.partial = true;

@@ -21,6 +21,18 @@
 //! applied; anything else (history gone, another timestamp, nothing replayed) discards it. So a reconnect, a gap, a
 //! restarted indexer and a new one are one mechanism.
 //!
+//! **A bridge.** A replay may begin after what is known: the engine keeps few messages, or publishes many before it
+//! answers. What came live then lies between, if it follows what is known without a hole and reaches a message that the
+//! replay has, too: the same number and exactly the same timestamp. That one makes subscription and replay those of one
+//! process; and what is known is of it as well, as it came after the subscription was made and before the replay: an
+//! engine's address goes from one process to the next, and never back. A replay that is ahead of the subscription waits
+//! for it, until what comes live has a hole, or nothing came for as long as it takes to be audited.
+//!
+//! **The subscription's beginning.** [`Input::Connected`] says that the subscription was sent. A publisher reads it when
+//! it gets to it, and what it sends before goes nowhere. Published before the replay was answered, that is replayed. What
+//! lies between the answer and the reading is missed until the next message shows the gap, or else until the first
+//! audit, soon after the stream came into sync: so long the index is as of before, as if the messages were late.
+//!
 //! **Invariants**
 //! 1. Between a [`Action::Clear`] or [`Action::Suspend`] and the next one, the messages of [`Action::Apply`] are
 //!    consecutive messages of one process, and if they follow an [`Action::Restore`], they follow its position.
@@ -29,9 +41,10 @@
 //!    misses no removal. The run need not start at message 0, as removals of what was never seen stored are ignored.
 //! 4. Memory is bounded: live messages are held back up to [`HELD_MESSAGES`] and [`HELD_BYTES`]. What is dropped
 //!    beyond makes a hole, which another replay fills.
-//! 5. In `Live`, what is known of the connection can be wrong only until the next audit, if the engine replays. One
-//!    that does not is believed until its connection breaks or its metrics show another process.
+//! 5. In `Live`, what is known of the connection can be wrong only until it was silent and audited, if the engine
+//!    replays. One that does not is believed until its connection breaks or its metrics show another process.
 
+mod held;
 mod machine;
 #[cfg(test)]
 mod tests;
@@ -99,6 +112,11 @@ pub struct Position {
 }
 
 impl Position {
+    /// The place after a message.
+    fn after<M>(message: &Message<M>) -> Self {
+        Self { next: message.sequence.saturating_add(1), last: message.timestamp }
+    }
+
     /// Whether a replay can prove it: there is a message before it, and its time is one.
     #[must_use]
     pub fn provable(&self) -> bool {

@@ -6,7 +6,7 @@ fn at(process: u32, sequence: u64) -> f64 {
     1e6 + f64::from(process) * 1e6 + sequence as f64
 }
 
-fn message(process: u32, sequence: u64) -> Message<u32> {
+pub(super) fn message(process: u32, sequence: u64) -> Message<u32> {
     Message { sequence, timestamp: at(process, sequence), size: 100, resets: false, payload: Some(process) }
 }
 
@@ -14,19 +14,23 @@ fn position(process: u32, next: u64) -> Position {
     Position { next, last: at(process, next - 1) }
 }
 
-fn live(stream: &mut Stream<u32>, process: u32, sequence: u64) -> Vec<Action<u32>> {
+pub(super) fn live(stream: &mut Stream<u32>, process: u32, sequence: u64) -> Vec<Action<u32>> {
     stream.step(Input::Live(message(process, sequence)))
 }
 
-fn replayed(stream: &mut Stream<u32>, process: u32, sequences: impl IntoIterator<Item = u64>) -> Vec<Action<u32>> {
+pub(super) fn replayed(
+    stream: &mut Stream<u32>,
+    process: u32,
+    sequences: impl IntoIterator<Item = u64>,
+) -> Vec<Action<u32>> {
     sequences.into_iter().flat_map(|sequence| stream.step(Input::Replayed(message(process, sequence)))).collect()
 }
 
-fn applied(process: u32, sequences: impl IntoIterator<Item = u64>) -> Vec<Action<u32>> {
+pub(super) fn applied(process: u32, sequences: impl IntoIterator<Item = u64>) -> Vec<Action<u32>> {
     sequences.into_iter().map(|sequence| Action::Apply(message(process, sequence))).collect()
 }
 
-fn replay(from: u64) -> Action<u32> {
+pub(super) fn replay(from: u64) -> Action<u32> {
     Action::Replay { from, again: false }
 }
 
@@ -35,7 +39,7 @@ fn go_on(from: u64) -> Action<u32> {
 }
 
 /// A stream that was replayed these messages, and heard the last of them on the subscription, too.
-fn in_sync_after(sequences: impl IntoIterator<Item = u64>) -> Stream<u32> {
+pub(super) fn in_sync_after(sequences: impl IntoIterator<Item = u64>) -> Stream<u32> {
     let mut stream = Stream::new(true, false);
     stream.step(Input::Connected);
     let sequences: Vec<u64> = sequences.into_iter().collect();
@@ -460,6 +464,16 @@ fn a_gap_during_an_audit_is_a_gap() {
     let mut stream = in_sync_after(0..3);
     stream.step(Input::Silent);
     assert_eq!(live(&mut stream, 0, 4), [Action::Suspend(Reason::Gap), replay(2)]);
+}
+
+#[test]
+fn an_audit_answered_after_live_messages_that_left_the_buffer_since_says_nothing() {
+    let mut stream = in_sync_after(0..3);
+    stream.step(Input::Silent);
+    assert_eq!((3..9).flat_map(|sequence| live(&mut stream, 0, sequence)).collect::<Vec<_>>(), applied(0, 3..9));
+    assert_eq!(replayed(&mut stream, 0, 7..9), []);
+    assert_eq!(stream.step(Input::ReplayEnded), []);
+    assert_eq!(stream.step(Input::Silent), [replay(8)], "the next one does");
 }
 
 #[test]

@@ -418,4 +418,22 @@ proptest! {
         prop_assert!(!world.stream.partial());
         prop_assert_eq!(&world.index, &world.engine.cache);
     }
+
+    #[test]
+    fn a_subscription_that_has_all_needs_no_more_of_the_buffer_than_a_message(
+        ops in proptest::collection::vec(op(), 0..250),
+        buffer_limit in 1usize..6,
+        company in any::<bool>(),
+    ) {
+        use Op::*;
+        let sane = |op: &Op| {
+            matches!(op, Store(_) | Evict(_) | Reset | Deliver | ServeReplay | DeliverReplay | AnswerNothing)
+        };
+        let mut world = World::new(buffer_limit, true, company);
+        [Connect, AnswerNothing, ServeReplay, DeliverReplay].into_iter().for_each(|op| world.run(op));
+        ops.into_iter().filter(sane).for_each(|op| world.run(op));
+        world.settle();
+        prop_assert!(!world.stream.partial());
+        prop_assert_eq!(&world.index, &world.engine.cache);
+    }
 }

@@ -31,6 +31,9 @@ use wire::{Subscription, Wire, read};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A subscription that is silent for so long is audited; again and again at double the distance while nothing happens.
 const AUDIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// The first audit after a replay: what the engine published between its answer and its reading of our subscription
+/// went nowhere (see [`crate::stream`]).
+const AUDIT_SOON: Duration = Duration::from_secs(1);
 
 /// Events that cannot be connected to for so long are told of.
 const UNREACHED: Duration = Duration::from_secs(10);
@@ -341,6 +344,9 @@ impl Follower {
             actions = self.stream.step(Input::NotRestored);
             let _ = self.app.act(&self.who, &self.stream, &actions, None, live);
         }
+        if !was_in_sync && self.stream.in_sync() {
+            self.audits.joined();
+        }
         let mut keep = true;
         for action in &actions {
             match action {
@@ -385,15 +391,15 @@ async fn sought(seeking: &mut Option<Seeking>) -> Option<Offer> {
     }
 }
 
-/// When a silent subscription is audited next.
+/// When a silent subscription is audited next, and how long after that again.
 struct Audits {
-    after: Duration,
     due: Instant,
+    then: Duration,
 }
 
 impl Audits {
     fn new() -> Self {
-        Self { after: AUDIT.0, due: Instant::now() + AUDIT.0 }
+        Self { due: Instant::now() + AUDIT.0, then: AUDIT.0 * 2 }
     }
 
     /// Something came: begin anew.
@@ -401,8 +407,13 @@ impl Audits {
         *self = Self::new();
     }
 
+    /// The stream has come into sync.
+    fn joined(&mut self) {
+        *self = Self { due: Instant::now() + AUDIT_SOON, then: AUDIT.0 };
+    }
+
     fn done(&mut self) {
-        self.after = (self.after * 2).min(AUDIT.1);
-        self.due = Instant::now() + self.after;
+        self.due = Instant::now() + self.then;
+        self.then = (self.then * 2).min(AUDIT.1);
     }
 }
