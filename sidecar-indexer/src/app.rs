@@ -3,7 +3,7 @@
 use crate::company::Offer;
 use crate::endpoints::Key;
 use crate::events::Batch;
-use crate::index::Holdings;
+use crate::index::{Holdings, RestoreError};
 use crate::models::Listed;
 use crate::observe::Metrics;
 use crate::scrape::Scrape;
@@ -12,14 +12,18 @@ use crate::subscriber::Told;
 use crate::sync::State;
 use affinity::Slot;
 use affinity::fleet::Health;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 
 /// Streams that have not come into sync by then do not keep the indexer from being ready.
 const READY_AFTER: Duration = Duration::from_secs(15);
+/// Blocks that are put back or forgotten in one go, some milliseconds of work; then others get at the state.
+const SLICE: usize = 1 << 13;
 
 /// An endpoint, as its stream names it.
 pub struct Who {
@@ -100,7 +104,7 @@ impl App {
 
     /// The state. Never held across an await.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Told of every change of the state.
@@ -115,17 +119,17 @@ impl App {
 
     /// An endpoint's tasks are about to start.
     pub fn enter(&self, slot: Slot, signals: Signals) {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, signals);
+        self.signals.lock().insert(slot, signals);
     }
 
     /// An endpoint's tasks have ended.
     pub fn leave(&self, slot: Slot) {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        self.signals.lock().remove(&slot);
         self.places().remove(&slot);
     }
 
     fn signals(&self, slot: Slot) -> Option<Signals> {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
+        self.signals.lock().get(&slot).cloned()
     }
 
     /// What this endpoint's stream should know.
@@ -189,7 +193,15 @@ impl App {
                     }
                 }
                 Action::Restore => {
-                    let restored = state.index.restore_aside(slot);
+                    // Meanwhile the place is that of a stream that has nothing to prove: no part is taken for the whole.
+                    let restored = in_place(|| {
+                        state.index.restore_aside(slot)?;
+                        while state.index.restore_more(slot, SLICE)? {
+                            state.index.settle();
+                            MutexGuard::bump(&mut state);
+                        }
+                        Ok::<_, RestoreError>(())
+                    });
                     well = restored.is_ok();
                     match restored {
                         Ok(()) => tracing::info!(endpoint, "holdings proved"),
@@ -237,7 +249,7 @@ impl App {
     }
 
     fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     /// The endpoints of which something can be proved, and the engines' times of it.
@@ -319,6 +331,15 @@ impl App {
     }
 }
 
+/// Does what takes long without keeping the runtime's other tasks from this thread.
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        // Of tests: there is no other thread to hand them to.
+        _ => work(),
+    }
+}
+
 /// Seconds since the epoch.
 fn unix_now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
@@ -328,22 +349,29 @@ fn unix_now() -> f64 {
 mod tests {
     use super::*;
     use crate::endpoints::Wanted;
-    use crate::events;
+    use crate::events::{self, Attention, Event, Stored};
     use crate::index::{Index, Options};
     use crate::models::Models;
     use crate::stream::{Input, Message};
     use crate::tokens::Vocabulary;
     use affinity::{Stride, Tier};
     use rmpv::Value;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::sync::Arc;
 
-    fn app() -> App {
+    const KEY: Key = Key { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000), rank: None };
+
+    fn who() -> Who {
+        Who { slot: Slot(0), key: KEY, name: KEY.to_string() }
+    }
+
+    fn app(max_blocks: usize) -> App {
         let stride = Stride::new(8).unwrap();
-        let index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
-        let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
+        let index = Index::new(Options { stride, max_blocks, tiers: vec![Tier::Gpu] }, 77);
+        let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}, "1": {"content": "y"}}});
         let mut state = State::new(index, Models::new([], 0), stride);
         let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
-        state.enter(Slot(0), &Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny"), &vocabulary, false);
+        state.enter(Slot(0), &Wanted::bare(KEY.address, "tiny"), &vocabulary, false);
         App::new(state, Duration::ZERO)
     }
 
@@ -357,20 +385,71 @@ mod tests {
         let payload = events::decode(&bytes).ok();
         let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: false, payload };
         let actions = stream.step(Input::Live(message));
-        let key = Key { address: "127.0.0.1:8000".parse().unwrap(), rank: None };
-        let who = Who { slot: Slot(0), key, name: key.to_string() };
-        assert!(app.act(&who, &stream, &actions, None, true));
+        assert!(app.act(&who(), &stream, &actions, None, true));
         app.state().index.stats().blocks
     }
 
     #[test]
     fn a_removal_that_cannot_be_read_leaves_no_holdings() {
-        let app = app();
+        let app = app(100);
         let tokens = Value::Array(vec![0.into(); 8]);
         let hashes = |hash: Value| Value::Array(vec![hash]);
         let stored = vec!["BlockStored".into(), hashes(7.into()), Value::Nil, tokens, 8.into()];
         assert_eq!(blocks_after(&app, stored), 1);
         assert_eq!(blocks_after(&app, vec!["BlockInactive".into(), hashes("7".into())]), 1, "a tag that is unknown");
         assert_eq!(blocks_after(&app, vec!["BlockRemoved".into(), hashes("7".into())]), 0);
+    }
+
+    /// Stores so many blocks, no two alike.
+    fn store(app: &App, blocks: u64) {
+        for first in (0..blocks).step_by(64) {
+            let hashes: Vec<u64> = (first..first + 64).collect();
+            let token = |block: u64, bit: u64| (block >> bit & 1) as u32;
+            let tokens: Vec<u32> = hashes.iter().flat_map(|hash| (0..20).map(|bit| token(*hash, bit))).collect();
+            let event = Stored {
+                readable: hashes.len(),
+                hashes: &hashes,
+                parent: None,
+                tokens: &tokens,
+                block_size: 20,
+                tier: Tier::Gpu,
+                group: 0,
+                attention: Attention::Full,
+                adapter: None,
+                salt: None,
+                may_repeat: false,
+            };
+            app.state().index.apply(Slot(0), &Event::Stored(event));
+        }
+        app.state().index.settle();
+    }
+
+    /// What others see of the first endpoint while this is done: how many blocks are resident, again and again.
+    fn seen_during(app: &App, action: Action<Batch>) -> Vec<usize> {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                let mut seen = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    seen.push(app.state().index.stats().blocks);
+                    assert!(app.snapshot(KEY).is_none(), "a part must not be taken for the whole");
+                }
+                seen
+            });
+            assert!(app.act(&who(), &Stream::new(true, false), &[action], None, false));
+            done.store(true, Ordering::Relaxed);
+            others.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn others_get_at_the_state_while_much_is_put_back() {
+        let (app, blocks) = (app(1 << 20), 20 * SLICE);
+        store(&app, blocks as u64);
+        app.state().index.put_aside(Slot(0));
+        let mut seen = seen_during(&app, Action::Restore);
+        assert_eq!(app.state().index.stats().blocks, blocks);
+        seen.dedup();
+        assert!(seen.iter().filter(|n| (1..blocks).contains(n)).count() > 10, "{seen:?}");
     }
 }

@@ -1,9 +1,11 @@
 //! Holdings put aside: of streams in doubt, until they are proved.
 //!
 //! They count as the blocks that they would take in the index, so that its bound is one for both. Beyond it the oldest goes
-//! first: its stream replays from the start then.
+//! first: its stream replays from the start then. What is being put back counts with what is still to come of it, and is
+//! not dropped: it is true.
 
-use super::{Holdings, Index, RestoreError};
+use super::restore::Restoring;
+use super::{Holdings, Index};
 use affinity::Slot;
 use std::collections::BTreeMap;
 
@@ -12,8 +14,11 @@ use std::collections::BTreeMap;
 pub(super) struct Asides {
     /// And how many were put aside before.
     by_slot: BTreeMap<Slot, (u64, Holdings)>,
+    /// Of all of these, and what is reserved.
     blocks: usize,
     count: u64,
+    restoring: BTreeMap<Slot, Restoring>,
+    reserved: usize,
 }
 
 impl Asides {
@@ -21,8 +26,14 @@ impl Asides {
         self.blocks
     }
 
+    /// Blocks still to come of what is being put back.
+    pub(super) fn reserved(&self) -> usize {
+        self.reserved
+    }
+
     pub(super) fn bytes(&self) -> usize {
-        self.by_slot.values().map(|(_, holdings)| holdings.bytes()).sum()
+        self.by_slot.values().map(|(_, holdings)| holdings.bytes()).sum::<usize>()
+            + self.restoring.values().map(Restoring::bytes).sum::<usize>()
     }
 
     fn put(&mut self, slot: Slot, holdings: Holdings) {
@@ -32,10 +43,33 @@ impl Asides {
         self.by_slot.insert(slot, (self.count, holdings));
     }
 
-    fn take(&mut self, slot: Slot) -> Option<Holdings> {
+    pub(super) fn take(&mut self, slot: Slot) -> Option<Holdings> {
         let (_, holdings) = self.by_slot.remove(&slot)?;
         self.blocks -= holdings.needs();
         Some(holdings)
+    }
+
+    /// Keeps room for what is still to come of this.
+    pub(super) fn reserve(&mut self, slot: Slot, restoring: Restoring) {
+        self.blocks += restoring.needs();
+        self.reserved += restoring.needs();
+        self.restoring.insert(slot, restoring);
+    }
+
+    pub(super) fn unreserve(&mut self, slot: Slot) -> Option<Restoring> {
+        let restoring = self.restoring.remove(&slot)?;
+        self.blocks -= restoring.needs();
+        self.reserved -= restoring.needs();
+        Some(restoring)
+    }
+
+    pub(super) fn is_restoring(&self, slot: Slot) -> bool {
+        self.restoring.contains_key(&slot)
+    }
+
+    #[cfg(test)]
+    pub(super) fn restoring(&self) -> impl Iterator<Item = &Restoring> {
+        self.restoring.values()
     }
 
     fn oldest(&self) -> Option<Slot> {
@@ -70,20 +104,6 @@ impl Index {
         self.asides.by_slot.contains_key(&slot)
     }
 
-    /// Puts back what was put aside of an endpoint; what it holds now is forgotten.
-    ///
-    /// # Errors
-    /// When it does not fit, or was dropped to make room; the endpoint holds nothing then.
-    pub fn restore_aside(&mut self, slot: Slot) -> Result<(), RestoreError> {
-        match self.asides.take(slot) {
-            Some(holdings) => self.restore(slot, &holdings),
-            None => {
-                self.clear(slot);
-                Err(RestoreError::Dropped)
-            }
-        }
-    }
-
     /// Forgets what was put aside of an endpoint, if anything was.
     pub fn forget_aside(&mut self, slot: Slot) -> bool {
         self.asides.take(slot).is_some()
@@ -101,6 +121,7 @@ impl Index {
 mod tests {
     use super::*;
     use crate::events::{Event, Stored};
+    use crate::index::RestoreError;
     use crate::index::tests::{sequence, small_index, vocabulary};
 
     /// An index for 10 blocks, and three endpoints that hold some of their own.
@@ -120,6 +141,12 @@ mod tests {
         index.check();
     }
 
+    fn put_back(index: &mut Index, slot: Slot) -> Result<(), RestoreError> {
+        index.restore_aside(slot)?;
+        while index.restore_more(slot, 1)? {}
+        Ok(())
+    }
+
     #[test]
     fn what_is_put_aside_counts_and_the_oldest_goes_first() {
         let mut index = index([&[0, 1, 2], &[10, 11, 12], &[20, 21, 22]]);
@@ -130,11 +157,11 @@ mod tests {
         assert_eq!((index.stats().blocks, index.stats().aside), (4, 6), "there is room for one");
         store(&mut index, Slot(2), Some(23), &[24]);
         assert_eq!((index.stats().blocks, index.stats().aside, index.stats().evicted), (5, 3, 3));
-        assert_eq!(index.restore_aside(Slot(1)), Err(RestoreError::Dropped));
-        assert_eq!(index.restore_aside(Slot(0)), Ok(()));
+        assert_eq!(put_back(&mut index, Slot(1)), Err(RestoreError::Dropped));
+        assert_eq!(put_back(&mut index, Slot(0)), Ok(()));
         index.check();
         assert_eq!((index.stats().blocks, index.stats().aside), (8, 0));
-        assert_eq!(index.restore_aside(Slot(0)), Err(RestoreError::Dropped), "it was put back");
+        assert_eq!(put_back(&mut index, Slot(0)), Err(RestoreError::Dropped), "it was put back");
     }
 
     #[test]
@@ -161,7 +188,7 @@ mod tests {
         assert!(index.adopt_aside(Slot(0), holdings.clone()));
         index.check();
         assert_eq!((index.stats().blocks, index.stats().aside), (6, 4), "the second endpoint's were the coldest");
-        assert_eq!(index.restore_aside(Slot(0)), Ok(()));
+        assert_eq!(put_back(&mut index, Slot(0)), Ok(()));
         let mut small = small_index(3);
         assert!(!small.adopt_aside(Slot(0), holdings), "there can be no room for it");
         assert_eq!(small.stats().aside, 0);

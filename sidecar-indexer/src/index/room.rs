@@ -17,6 +17,7 @@ impl Index {
             self.forget_unmatchable();
         }
         while self.stats.blocks + self.asides.blocks() >= most && self.drop_aside() {}
+        let most = most.saturating_sub(self.asides.reserved());
         while self.stats.blocks >= most || self.tree.len() >= most {
             match self.tree.coldest(except) {
                 Some(coldest) => self.evict(coldest),
