@@ -2,7 +2,7 @@
 
 use crate::company::Offer;
 use crate::endpoints::Key;
-use crate::events::Batch;
+use crate::events::{Batch, Event};
 use crate::index::{Holdings, RestoreError};
 use crate::models::Listed;
 use crate::observe::Metrics;
@@ -122,10 +122,13 @@ impl App {
         self.signals.lock().insert(slot, signals);
     }
 
-    /// An endpoint's tasks have ended.
+    /// An endpoint is not there any more, and its tasks have ended: nothing of it is kept.
     pub fn leave(&self, slot: Slot) {
         self.signals.lock().remove(&slot);
+        let mut state = self.state();
         self.places().remove(&slot);
+        self.shed(&mut state, slot);
+        state.leave(slot);
     }
 
     fn signals(&self, slot: Slot) -> Option<Signals> {
@@ -183,13 +186,20 @@ impl App {
             match action {
                 Action::Replay { .. } | Action::Seek | Action::Reconnect => {}
                 Action::Suspend(reason) => {
-                    state.index.put_aside(slot);
+                    if state.index.held(slot) > SLICE {
+                        self.hide(&mut state, slot);
+                    }
+                    if let Some(holdings) = state.index.snapshot(slot) {
+                        self.shed(&mut state, slot);
+                        state.index.clear(slot);
+                        state.index.put_aside(slot, holdings);
+                    }
                     self.metrics.suspended(endpoint, *reason);
                     tracing::info!(endpoint, ?reason, "holdings put aside until they are proved");
                 }
                 Action::Adopt => {
                     if let Some(offered) = offered.take() {
-                        state.index.adopt_aside(slot, offered);
+                        state.index.put_aside(slot, offered);
                     }
                 }
                 Action::Restore => {
@@ -210,6 +220,7 @@ impl App {
                     self.metrics.proved(endpoint, well);
                 }
                 Action::Clear(reason) => {
+                    self.shed(&mut state, slot);
                     state.index.clear(slot);
                     if state.index.forget_aside(slot) {
                         self.metrics.proved(endpoint, false);
@@ -226,6 +237,9 @@ impl App {
                 Action::Apply(message) => {
                     let Some(batch) = &message.payload else { continue };
                     for event in batch.events() {
+                        if matches!(event, Event::Cleared) {
+                            self.shed(&mut state, slot);
+                        }
                         state.index.apply(slot, &event);
                     }
                     let lag = live.then(|| unix_now() - batch.timestamp);
@@ -246,6 +260,33 @@ impl App {
             self.changed();
         }
         well
+    }
+
+    /// Forgets most of what an endpoint holds, if that takes long: what is left is quickly cleared.
+    fn shed(&self, state: &mut MutexGuard<'_, State>, slot: Slot) {
+        if state.index.held(slot) <= SLICE {
+            return;
+        }
+        self.hide(state, slot);
+        in_place(|| {
+            let mut rest = state.index.shedding(slot);
+            while state.index.shed(&mut rest, SLICE) {
+                MutexGuard::bump(state);
+            }
+        });
+    }
+
+    /// Much of what an endpoint holds is about to be forgotten. That takes a while, and the pages take longer to reach the
+    /// gateways; that its events do not count, they hear at once. Nor is a part of it taken for the whole.
+    fn hide(&self, state: &mut MutexGuard<'_, State>, slot: Slot) {
+        if let Some(place) = self.places().get_mut(&slot) {
+            place.checkpoint = None;
+        }
+        if state.fleet.set_events(slot, false).status {
+            state.gateways.fleet_changed(true);
+            self.changed();
+            MutexGuard::bump(state);
+        }
     }
 
     fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, Place>> {
@@ -349,10 +390,10 @@ fn unix_now() -> f64 {
 mod tests {
     use super::*;
     use crate::endpoints::Wanted;
-    use crate::events::{self, Attention, Event, Stored};
+    use crate::events::{self, Attention, Stored};
     use crate::index::{Index, Options};
     use crate::models::Models;
-    use crate::stream::{Input, Message};
+    use crate::stream::{Input, Message, Position};
     use crate::tokens::Vocabulary;
     use affinity::{Stride, Tier};
     use rmpv::Value;
@@ -424,32 +465,62 @@ mod tests {
         app.state().index.settle();
     }
 
-    /// What others see of the first endpoint while this is done: how many blocks are resident, again and again.
+    /// How many of the blocks there are others see while this is done, each number once.
     fn seen_during(app: &App, action: Action<Batch>) -> Vec<usize> {
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
+        let position = Position { next: 5, last: 1.5 };
+        let checkpoint = matches!(action, Action::Suspend(_) | Action::Clear(_) | Action::Apply(_))
+            .then_some(Checkpoint { position, partial: false });
+        app.places().insert(Slot(0), Place { key: KEY, state: "live", partial: false, checkpoint });
+        app.state().fleet.set_events(Slot(0), checkpoint.is_some());
+        let (all, done) = (20 * SLICE, AtomicBool::new(false));
+        let mut seen = std::thread::scope(|scope| {
             let others = scope.spawn(|| {
                 let mut seen = Vec::new();
                 while !done.load(Ordering::Relaxed) {
-                    seen.push(app.state().index.stats().blocks);
-                    assert!(app.snapshot(KEY).is_none(), "a part must not be taken for the whole");
+                    let state = app.state();
+                    let blocks = state.index.stats().blocks;
+                    let part = blocks > 0 && blocks < all;
+                    assert!(!part || !state.fleet.events(Slot(0)), "gateways are to believe nothing of it");
+                    drop(state);
+                    assert!(!part || app.checkpoint(KEY).is_none(), "a part is not taken for the whole");
+                    seen.push(blocks);
                 }
                 seen
             });
             assert!(app.act(&who(), &Stream::new(true, false), &[action], None, false));
             done.store(true, Ordering::Relaxed);
             others.join().unwrap()
-        })
+        });
+        seen.retain(|blocks| (1..all).contains(blocks));
+        seen.dedup();
+        seen
     }
 
+    /// What is put aside and put back, cleared, or cleared by the engine: nobody waits until all of it is done.
     #[test]
-    fn others_get_at_the_state_while_much_is_put_back() {
+    fn others_get_at_the_state_while_much_changes() {
         let (app, blocks) = (app(1 << 20), 20 * SLICE);
+        let aside = || {
+            let stats = app.state().index.stats();
+            (stats.blocks, stats.aside)
+        };
         store(&app, blocks as u64);
-        app.state().index.put_aside(Slot(0));
-        let mut seen = seen_during(&app, Action::Restore);
-        assert_eq!(app.state().index.stats().blocks, blocks);
-        seen.dedup();
-        assert!(seen.iter().filter(|n| (1..blocks).contains(n)).count() > 10, "{seen:?}");
+        assert!(seen_during(&app, Action::Suspend(Reason::Gap)).len() > 10);
+        assert_eq!(aside(), (0, blocks));
+        assert!(seen_during(&app, Action::Restore).len() > 10);
+        assert_eq!(aside(), (blocks, 0));
+        assert!(seen_during(&app, Action::Clear(Reason::Slept)).len() > 10);
+        assert_eq!(aside(), (0, 0));
+        store(&app, blocks as u64);
+        let cleared = Value::Array(vec![1.5.into(), Value::Array(vec![Value::Array(vec!["AllBlocksCleared".into()])])]);
+        let mut bytes = Vec::new();
+        rmpv::encode::write_value(&mut bytes, &cleared).unwrap();
+        let payload = events::decode(&bytes).ok();
+        let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: true, payload };
+        assert!(seen_during(&app, Action::Apply(message)).len() > 10);
+        assert_eq!(aside(), (0, 0));
+        store(&app, blocks as u64);
+        app.leave(Slot(0));
+        assert_eq!(aside(), (0, 0));
     }
 }

@@ -78,18 +78,9 @@ impl Asides {
 }
 
 impl Index {
-    /// Puts aside what an endpoint holds, in place of what was put aside of it before.
-    pub fn put_aside(&mut self, slot: Slot) {
-        let holdings = self.snapshot(slot);
-        self.clear(slot);
-        match holdings {
-            Some(holdings) => self.adopt_aside(slot, holdings),
-            None => self.forget_aside(slot),
-        };
-    }
-
-    /// Takes holdings from elsewhere as those put aside of an endpoint.
-    pub fn adopt_aside(&mut self, slot: Slot, holdings: Holdings) -> bool {
+    /// Puts holdings aside as those of an endpoint, in place of what was put aside of it before: its own, which it is
+    /// about to forget, or such as come from elsewhere.
+    pub fn put_aside(&mut self, slot: Slot, holdings: Holdings) -> bool {
         self.asides.put(slot, holdings);
         // Others that are in doubt go first, then what is coldest, as it would to put these back.
         while self.stats.blocks + self.asides.blocks() > self.options.max_blocks {
@@ -141,6 +132,12 @@ mod tests {
         index.check();
     }
 
+    fn suspend(index: &mut Index, slot: Slot) {
+        let holdings = index.snapshot(slot).unwrap();
+        index.clear(slot);
+        index.put_aside(slot, holdings);
+    }
+
     fn put_back(index: &mut Index, slot: Slot) -> Result<(), RestoreError> {
         index.restore_aside(slot)?;
         while index.restore_more(slot, 1)? {}
@@ -150,8 +147,8 @@ mod tests {
     #[test]
     fn what_is_put_aside_counts_and_the_oldest_goes_first() {
         let mut index = index([&[0, 1, 2], &[10, 11, 12], &[20, 21, 22]]);
-        index.put_aside(Slot(1));
-        index.put_aside(Slot(0));
+        suspend(&mut index, Slot(1));
+        suspend(&mut index, Slot(0));
         assert_eq!((index.stats().blocks, index.stats().aside), (3, 6));
         store(&mut index, Slot(2), Some(22), &[23]);
         assert_eq!((index.stats().blocks, index.stats().aside), (4, 6), "there is room for one");
@@ -168,10 +165,10 @@ mod tests {
     fn what_is_put_back_takes_the_place_of_what_is_in_doubt_before_that_of_what_is_true() {
         let mut index = index([&[0, 1, 2, 3], &[10, 11, 12], &[]]);
         let holdings = index.snapshot(Slot(0)).expect("it is there");
-        index.put_aside(Slot(1));
-        index.put_aside(Slot(0));
+        suspend(&mut index, Slot(1));
+        suspend(&mut index, Slot(0));
         assert_eq!(index.stats().aside, 7);
-        assert!(index.adopt_aside(Slot(2), holdings), "the others make room");
+        assert!(index.put_aside(Slot(2), holdings), "the others make room");
         assert_eq!((index.stats().blocks, index.stats().aside), (0, 8));
         assert!(!index.forget_aside(Slot(1)), "it was the oldest");
         index.retire(Slot(0));
@@ -185,12 +182,12 @@ mod tests {
         index.clear(Slot(0));
         store(&mut index, Slot(2), Some(22), &[30, 31, 32]);
         assert_eq!(index.stats().blocks, 9);
-        assert!(index.adopt_aside(Slot(0), holdings.clone()));
+        assert!(index.put_aside(Slot(0), holdings.clone()));
         index.check();
         assert_eq!((index.stats().blocks, index.stats().aside), (6, 4), "the second endpoint's were the coldest");
         assert_eq!(put_back(&mut index, Slot(0)), Ok(()));
         let mut small = small_index(3);
-        assert!(!small.adopt_aside(Slot(0), holdings), "there can be no room for it");
+        assert!(!small.put_aside(Slot(0), holdings), "there can be no room for it");
         assert_eq!(small.stats().aside, 0);
     }
 }

@@ -1,5 +1,6 @@
 //! Holdings put back: whole, damaged, too large, and in slices with everything else in between.
 
+use super::holder::Keeper;
 use super::tests::{ENDPOINTS, Model, Op, STRIDE, all_entries, new_index, op, residency, run, sequence, small_index};
 use super::tests::{stored, through_msgpack, vocabulary};
 use super::{Holdings, Index, Options, RestoreError};
@@ -11,7 +12,7 @@ impl Index {
     /// Makes an endpoint hold what the snapshot says, and nothing else.
     pub(super) fn restore(&mut self, slot: Slot, holdings: Holdings) -> Result<(), RestoreError> {
         self.clear(slot);
-        if !self.adopt_aside(slot, holdings) {
+        if !self.put_aside(slot, holdings) {
             return Err(RestoreError::TooLarge);
         }
         self.restore_aside(slot)?;
@@ -27,7 +28,7 @@ fn restoring(ops: &[Op], max_blocks: usize) -> (Index, Model) {
     let (mut index, mut model) = (new_index(100_000), Model::default());
     ops.iter().for_each(|op| run(op, &mut index, &mut model));
     let mut other = new_index(max_blocks);
-    if other.adopt_aside(Slot(0), through_msgpack(&index.snapshot(Slot(0)).unwrap())) {
+    if other.put_aside(Slot(0), through_msgpack(&index.snapshot(Slot(0)).unwrap())) {
         let _ = other.restore_aside(Slot(0));
     }
     model.blocks[1..].iter_mut().for_each(|blocks| blocks.clear());
@@ -58,6 +59,36 @@ proptest! {
         prop_assert_eq!(residency(&index, 0), model.residency(0));
         prop_assert_eq!(index.stats().aside, 0);
         prop_assert_eq!(index.restore_more(Slot(0), slice), Err(RestoreError::Dropped), "it is done");
+    }
+
+    /// Others do what they do between the slices.
+    #[test]
+    fn what_is_forgotten_in_slices_goes_and_nothing_else(
+        ops in proptest::collection::vec(op(), 1..60),
+        others in proptest::collection::vec(op(), 0..30),
+        slice in 1usize..6,
+    ) {
+        let (mut index, mut model) = (new_index(100_000), Model::default());
+        ops.iter().for_each(|op| run(op, &mut index, &mut model));
+        let mut others = others.iter().filter(|op| op.endpoint() != 0);
+        let (mut rest, mut held) = (index.shedding(Slot(0)), index.held(Slot(0)));
+        while index.shed(&mut rest, slice) {
+            index.check();
+            let now = index.held(Slot(0));
+            // Runs that the endpoint only passes through take a turn, too.
+            prop_assert!(now <= held);
+            held = now;
+            if let Some(op) = others.next() {
+                run(op, &mut index, &mut model);
+            }
+        }
+        let outside: usize = index.kept(Keeper::new(Slot(0), false)).map_or(0, |e| e.unmatchable.len() + e.orphans.len());
+        prop_assert_eq!(index.held(Slot(0)), outside);
+        model.blocks[0].clear();
+        prop_assert_eq!(all_entries(&index), model.entries());
+        index.clear(Slot(0));
+        index.check();
+        prop_assert_eq!(index.held(Slot(0)), 0);
     }
 
     /// Where there is little room, blocks are forgotten in between, but nothing is invented, and the bound holds.

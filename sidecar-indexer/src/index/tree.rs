@@ -209,6 +209,15 @@ impl Tree {
         Some(number)
     }
 
+    /// A run below this one, or this one, below which the keeper holds nothing.
+    pub(super) fn leaf_below(&self, run: u32, keeper: Keeper) -> u32 {
+        let below = |run: &u32| {
+            let holder = self.run(*run)?.holder(keeper)?;
+            holder.forks().next().map(|offset| holder.first_below(offset))
+        };
+        std::iter::successors(Some(run), below).last().unwrap_or(run)
+    }
+
     /// The keeper has a block that it did not have; about `more` are to follow. Consequences wait for
     /// [`Tree::tell_held`], or for the next other change.
     pub(super) fn hold(&mut self, block: BlockId, keeper: Keeper, hash: u64, tier: Tier, more: usize) {
