@@ -199,6 +199,11 @@ impl App {
                 }
                 Action::Adopt => {
                     if let Some(offered) = offered.take() {
+                        in_place(|| {
+                            while state.index.make_way(&offered, SLICE) {
+                                MutexGuard::bump(&mut state);
+                            }
+                        });
                         state.index.put_aside(slot, offered);
                     }
                 }

@@ -79,20 +79,38 @@ impl Asides {
 
 impl Index {
     /// Puts holdings aside as those of an endpoint, in place of what was put aside of it before: its own, which it is
-    /// about to forget, or such as come from elsewhere.
+    /// about to forget, or such as come from elsewhere. False if there is no room for them.
     pub fn put_aside(&mut self, slot: Slot, holdings: Holdings) -> bool {
-        self.asides.put(slot, holdings);
-        // Others that are in doubt go first, then what is coldest, as it would to put these back.
-        while self.stats.blocks + self.asides.blocks() > self.options.max_blocks {
-            let only = self.asides.oldest() == Some(slot);
-            let room = self.asides.blocks() <= self.options.max_blocks;
-            match self.tree.coldest(super::runs::NO_RUN).filter(|_| only && room) {
-                Some(coldest) => self.evict(coldest),
-                None if self.drop_aside() => {}
-                None => break,
-            }
+        self.forget_aside(slot);
+        while self.make_way(&holdings, usize::MAX) {}
+        let fits = self.lacks(&holdings) == 0;
+        if fits {
+            self.asides.put(slot, holdings);
+        } else {
+            self.stats.evicted += holdings.len() as u64;
         }
-        self.asides.by_slot.contains_key(&slot)
+        fits
+    }
+
+    /// Forgets about so many blocks of those that [`Index::put_aside`] would have to forget first; false when there is
+    /// room, or can be none.
+    pub fn make_way(&mut self, holdings: &Holdings, blocks: usize) -> bool {
+        if self.asides.reserved() + holdings.needs() > self.options.max_blocks {
+            return false;
+        }
+        // Others that are in doubt go first, then what is coldest, as it would to put these back.
+        while self.lacks(holdings) > 0 && self.drop_aside() {}
+        let least = self.stats.blocks.saturating_sub(blocks);
+        while self.lacks(holdings) > 0 && self.stats.blocks > least {
+            let Some(coldest) = self.tree.coldest(super::runs::NO_RUN) else { return false };
+            self.evict(coldest);
+        }
+        self.lacks(holdings) > 0
+    }
+
+    /// How many blocks too many there would be.
+    fn lacks(&self, holdings: &Holdings) -> usize {
+        (self.stats.blocks + self.asides.blocks() + holdings.needs()).saturating_sub(self.options.max_blocks)
     }
 
     /// Forgets what was put aside of an endpoint, if anything was.
@@ -189,5 +207,22 @@ mod tests {
         let mut small = small_index(3);
         assert!(!small.put_aside(Slot(0), holdings), "there can be no room for it");
         assert_eq!(small.stats().aside, 0);
+    }
+
+    #[test]
+    fn way_is_made_a_little_at_a_time() {
+        let mut index = index([&[0, 1, 2], &[10, 11, 12], &[20, 21, 22]]);
+        let mut other = small_index(10);
+        store(&mut other, Slot(0), None, &[30, 31, 32, 33, 34, 35]);
+        let holdings = other.snapshot(Slot(0)).expect("it is there");
+        let left: Vec<usize> = std::iter::from_fn(|| {
+            let more = index.make_way(&holdings, 1);
+            index.check();
+            more.then(|| index.stats().blocks)
+        })
+        .collect();
+        assert_eq!((left, index.stats().blocks), (vec![6], 3), "a run at a time, and no more than needed");
+        assert!(index.put_aside(Slot(0), holdings));
+        assert_eq!((index.stats().blocks, index.stats().aside), (3, 6));
     }
 }
