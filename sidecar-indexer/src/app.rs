@@ -2,8 +2,8 @@
 
 use crate::company::Offer;
 use crate::endpoints::Key;
-use crate::events::Batch;
-use crate::index::Holdings;
+use crate::events::{Batch, Event};
+use crate::index::{Holdings, RestoreError};
 use crate::models::Listed;
 use crate::observe::Metrics;
 use crate::scrape::Scrape;
@@ -12,14 +12,18 @@ use crate::subscriber::Told;
 use crate::sync::State;
 use affinity::Slot;
 use affinity::fleet::Health;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 
 /// Streams that have not come into sync by then do not keep the indexer from being ready.
 const READY_AFTER: Duration = Duration::from_secs(15);
+/// Blocks that are put back or forgotten in one go, some milliseconds of work; then others get at the state.
+const SLICE: usize = 1 << 13;
 
 /// An endpoint, as its stream names it.
 pub struct Who {
@@ -100,7 +104,7 @@ impl App {
 
     /// The state. Never held across an await.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Told of every change of the state.
@@ -115,17 +119,20 @@ impl App {
 
     /// An endpoint's tasks are about to start.
     pub fn enter(&self, slot: Slot, signals: Signals) {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, signals);
+        self.signals.lock().insert(slot, signals);
     }
 
-    /// An endpoint's tasks have ended.
+    /// An endpoint is not there any more, and its tasks have ended: nothing of it is kept.
     pub fn leave(&self, slot: Slot) {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        self.signals.lock().remove(&slot);
+        let mut state = self.state();
         self.places().remove(&slot);
+        self.shed(&mut state, slot);
+        state.leave(slot);
     }
 
     fn signals(&self, slot: Slot) -> Option<Signals> {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).cloned()
+        self.signals.lock().get(&slot).cloned()
     }
 
     /// What this endpoint's stream should know.
@@ -179,17 +186,37 @@ impl App {
             match action {
                 Action::Replay { .. } | Action::Seek | Action::Reconnect => {}
                 Action::Suspend(reason) => {
-                    state.index.put_aside(slot);
+                    if state.index.held(slot) > SLICE {
+                        self.hide(&mut state, slot);
+                    }
+                    if let Some(holdings) = state.index.snapshot(slot) {
+                        self.shed(&mut state, slot);
+                        state.index.clear(slot);
+                        state.index.put_aside(slot, holdings);
+                    }
                     self.metrics.suspended(endpoint, *reason);
                     tracing::info!(endpoint, ?reason, "holdings put aside until they are proved");
                 }
                 Action::Adopt => {
                     if let Some(offered) = offered.take() {
-                        state.index.adopt_aside(slot, offered);
+                        in_place(|| {
+                            while state.index.make_way(&offered, SLICE) {
+                                MutexGuard::bump(&mut state);
+                            }
+                        });
+                        state.index.put_aside(slot, offered);
                     }
                 }
                 Action::Restore => {
-                    let restored = state.index.restore_aside(slot);
+                    // Meanwhile the place is that of a stream that has nothing to prove: no part is taken for the whole.
+                    let restored = in_place(|| {
+                        state.index.restore_aside(slot)?;
+                        while state.index.restore_more(slot, SLICE)? {
+                            state.index.settle();
+                            MutexGuard::bump(&mut state);
+                        }
+                        Ok::<_, RestoreError>(())
+                    });
                     well = restored.is_ok();
                     match restored {
                         Ok(()) => tracing::info!(endpoint, "holdings proved"),
@@ -198,6 +225,7 @@ impl App {
                     self.metrics.proved(endpoint, well);
                 }
                 Action::Clear(reason) => {
+                    self.shed(&mut state, slot);
                     state.index.clear(slot);
                     if state.index.forget_aside(slot) {
                         self.metrics.proved(endpoint, false);
@@ -214,6 +242,9 @@ impl App {
                 Action::Apply(message) => {
                     let Some(batch) = &message.payload else { continue };
                     for event in batch.events() {
+                        if matches!(event, Event::Cleared) {
+                            self.shed(&mut state, slot);
+                        }
                         state.index.apply(slot, &event);
                     }
                     let lag = live.then(|| unix_now() - batch.timestamp);
@@ -236,8 +267,35 @@ impl App {
         well
     }
 
+    /// Forgets most of what an endpoint holds, if that takes long: what is left is quickly cleared.
+    fn shed(&self, state: &mut MutexGuard<'_, State>, slot: Slot) {
+        if state.index.held(slot) <= SLICE {
+            return;
+        }
+        self.hide(state, slot);
+        in_place(|| {
+            let mut rest = state.index.shedding(slot);
+            while state.index.shed(&mut rest, SLICE) {
+                MutexGuard::bump(state);
+            }
+        });
+    }
+
+    /// Much of what an endpoint holds is about to be forgotten. That takes a while, and the pages take longer to reach the
+    /// gateways; that its events do not count, they hear at once. Nor is a part of it taken for the whole.
+    fn hide(&self, state: &mut MutexGuard<'_, State>, slot: Slot) {
+        if let Some(place) = self.places().get_mut(&slot) {
+            place.checkpoint = None;
+        }
+        if state.fleet.set_events(slot, false).status {
+            state.gateways.fleet_changed(true);
+            self.changed();
+            MutexGuard::bump(state);
+        }
+    }
+
     fn places(&self) -> MutexGuard<'_, BTreeMap<Slot, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     /// The endpoints of which something can be proved, and the engines' times of it.
@@ -319,6 +377,15 @@ impl App {
     }
 }
 
+/// Does what takes long without keeping the runtime's other tasks from this thread.
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        // Of tests: there is no other thread to hand them to.
+        _ => work(),
+    }
+}
+
 /// Seconds since the epoch.
 fn unix_now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
@@ -328,22 +395,29 @@ fn unix_now() -> f64 {
 mod tests {
     use super::*;
     use crate::endpoints::Wanted;
-    use crate::events;
+    use crate::events::{self, Attention, Stored};
     use crate::index::{Index, Options};
     use crate::models::Models;
-    use crate::stream::{Input, Message};
+    use crate::stream::{Input, Message, Position};
     use crate::tokens::Vocabulary;
     use affinity::{Stride, Tier};
     use rmpv::Value;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::sync::Arc;
 
-    fn app() -> App {
+    const KEY: Key = Key { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000), rank: None };
+
+    fn who() -> Who {
+        Who { slot: Slot(0), key: KEY, name: KEY.to_string() }
+    }
+
+    fn app(max_blocks: usize) -> App {
         let stride = Stride::new(8).unwrap();
-        let index = Index::new(Options { stride, max_blocks: 100, tiers: vec![Tier::Gpu] }, 77);
-        let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}}});
+        let index = Index::new(Options { stride, max_blocks, tiers: vec![Tier::Gpu] }, 77);
+        let config = serde_json::json!({"added_tokens_decoder": {"0": {"content": "x"}, "1": {"content": "y"}}});
         let mut state = State::new(index, Models::new([], 0), stride);
         let vocabulary = Arc::new(Vocabulary::from_tiktoken("", &config, false).unwrap());
-        state.enter(Slot(0), &Wanted::bare("127.0.0.1:8000".parse().unwrap(), "tiny"), &vocabulary, false);
+        state.enter(Slot(0), &Wanted::bare(KEY.address, "tiny"), &vocabulary, false);
         App::new(state, Duration::ZERO)
     }
 
@@ -357,20 +431,101 @@ mod tests {
         let payload = events::decode(&bytes).ok();
         let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: false, payload };
         let actions = stream.step(Input::Live(message));
-        let key = Key { address: "127.0.0.1:8000".parse().unwrap(), rank: None };
-        let who = Who { slot: Slot(0), key, name: key.to_string() };
-        assert!(app.act(&who, &stream, &actions, None, true));
+        assert!(app.act(&who(), &stream, &actions, None, true));
         app.state().index.stats().blocks
     }
 
     #[test]
     fn a_removal_that_cannot_be_read_leaves_no_holdings() {
-        let app = app();
+        let app = app(100);
         let tokens = Value::Array(vec![0.into(); 8]);
         let hashes = |hash: Value| Value::Array(vec![hash]);
         let stored = vec!["BlockStored".into(), hashes(7.into()), Value::Nil, tokens, 8.into()];
         assert_eq!(blocks_after(&app, stored), 1);
         assert_eq!(blocks_after(&app, vec!["BlockInactive".into(), hashes("7".into())]), 1, "a tag that is unknown");
         assert_eq!(blocks_after(&app, vec!["BlockRemoved".into(), hashes("7".into())]), 0);
+    }
+
+    /// Stores so many blocks, no two alike.
+    fn store(app: &App, blocks: u64) {
+        for first in (0..blocks).step_by(64) {
+            let hashes: Vec<u64> = (first..first + 64).collect();
+            let token = |block: u64, bit: u64| (block >> bit & 1) as u32;
+            let tokens: Vec<u32> = hashes.iter().flat_map(|hash| (0..20).map(|bit| token(*hash, bit))).collect();
+            let event = Stored {
+                readable: hashes.len(),
+                hashes: &hashes,
+                parent: None,
+                tokens: &tokens,
+                block_size: 20,
+                tier: Tier::Gpu,
+                group: 0,
+                attention: Attention::Full,
+                adapter: None,
+                salt: None,
+                may_repeat: false,
+            };
+            app.state().index.apply(Slot(0), &Event::Stored(event));
+        }
+        app.state().index.settle();
+    }
+
+    /// How many of the blocks there are others see while this is done, each number once.
+    fn seen_during(app: &App, action: Action<Batch>) -> Vec<usize> {
+        let position = Position { next: 5, last: 1.5 };
+        let checkpoint = matches!(action, Action::Suspend(_) | Action::Clear(_) | Action::Apply(_))
+            .then_some(Checkpoint { position, partial: false });
+        app.places().insert(Slot(0), Place { key: KEY, state: "live", partial: false, checkpoint });
+        app.state().fleet.set_events(Slot(0), checkpoint.is_some());
+        let (all, done) = (20 * SLICE, AtomicBool::new(false));
+        let mut seen = std::thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                let mut seen = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let state = app.state();
+                    let blocks = state.index.stats().blocks;
+                    let part = blocks > 0 && blocks < all;
+                    assert!(!part || !state.fleet.events(Slot(0)), "gateways are to believe nothing of it");
+                    drop(state);
+                    assert!(!part || app.checkpoint(KEY).is_none(), "a part is not taken for the whole");
+                    seen.push(blocks);
+                }
+                seen
+            });
+            assert!(app.act(&who(), &Stream::new(true, false), &[action], None, false));
+            done.store(true, Ordering::Relaxed);
+            others.join().unwrap()
+        });
+        seen.retain(|blocks| (1..all).contains(blocks));
+        seen.dedup();
+        seen
+    }
+
+    /// What is put aside and put back, cleared, or cleared by the engine: nobody waits until all of it is done.
+    #[test]
+    fn others_get_at_the_state_while_much_changes() {
+        let (app, blocks) = (app(1 << 20), 20 * SLICE);
+        let aside = || {
+            let stats = app.state().index.stats();
+            (stats.blocks, stats.aside)
+        };
+        store(&app, blocks as u64);
+        assert!(seen_during(&app, Action::Suspend(Reason::Gap)).len() > 10);
+        assert_eq!(aside(), (0, blocks));
+        assert!(seen_during(&app, Action::Restore).len() > 10);
+        assert_eq!(aside(), (blocks, 0));
+        assert!(seen_during(&app, Action::Clear(Reason::Slept)).len() > 10);
+        assert_eq!(aside(), (0, 0));
+        store(&app, blocks as u64);
+        let cleared = Value::Array(vec![1.5.into(), Value::Array(vec![Value::Array(vec!["AllBlocksCleared".into()])])]);
+        let mut bytes = Vec::new();
+        rmpv::encode::write_value(&mut bytes, &cleared).unwrap();
+        let payload = events::decode(&bytes).ok();
+        let message = Message { sequence: 0, timestamp: 1.5, size: bytes.len(), resets: true, payload };
+        assert!(seen_during(&app, Action::Apply(message)).len() > 10);
+        assert_eq!(aside(), (0, 0));
+        store(&app, blocks as u64);
+        app.leave(Slot(0));
+        assert_eq!(aside(), (0, 0));
     }
 }

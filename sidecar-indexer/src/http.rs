@@ -1,7 +1,7 @@
 //! The indexer's HTTP API.
 
 use crate::app::App;
-use crate::company::POSITION;
+use crate::company::{Offer, POSITION};
 use crate::endpoints::Key;
 use crate::stream::Position;
 use crate::sync::Pending;
@@ -113,13 +113,12 @@ async fn snapshot(State(app): State<Arc<App>>, method: Method, Query(wanted): Qu
     if method == Method::HEAD {
         return app.checkpoint(key).map_or_else(nothing, |checkpoint| place(checkpoint.position).into_response());
     }
-    let Some(offer) = app.snapshot(key) else { return nothing() };
-    let place = place(offer.checkpoint.position);
-    match offer.encode(key) {
-        Ok(body) => {
+    match Offer::written(app.clone(), key).await {
+        Ok(Some((position, body))) => {
             app.metrics.given(body.len());
-            (place, body).into_response()
+            (place(position), body).into_response()
         }
+        Ok(None) => nothing(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
     }
 }

@@ -249,7 +249,6 @@ impl Reconciler {
         end(tasks).await;
         for Seated { slot, wanted } in left {
             self.app.leave(*slot);
-            self.app.state().leave(*slot);
             let name = wanted.key.to_string();
             self.app.metrics.forget(&name);
             tracing::info!(endpoint = name, "endpoint left");

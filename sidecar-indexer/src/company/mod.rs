@@ -21,6 +21,7 @@ use peers::Peers;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::spawn_blocking;
 
 /// For all that is asked for one endpoint, turns waited for included. A replay alone does better than a long wait.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,6 +71,23 @@ impl Offer {
         let position = Position { next: snapshot.next, last: snapshot.last };
         ensure!(position.provable(), "its position {position:?} is none");
         Ok(Self { checkpoint: Checkpoint { position, partial: snapshot.partial }, holdings: snapshot.holdings })
+    }
+
+    /// What there is of an endpoint, written, and as of where; without keeping others from this thread.
+    ///
+    /// # Errors
+    /// As for [`Offer::encode`].
+    pub async fn written(app: Arc<App>, key: Key) -> Result<Option<(Position, Vec<u8>)>> {
+        let write = move || {
+            let offer = app.snapshot(key);
+            offer.map(|offer| Ok((offer.checkpoint.position, offer.encode(key)?))).transpose()
+        };
+        spawn_blocking(write).await?
+    }
+
+    /// Like [`Offer::decode`], without keeping others from this thread: it may be of millions of blocks.
+    async fn read(bytes: Vec<u8>, key: Key) -> Result<Self> {
+        spawn_blocking(move || Self::decode(&bytes, key)).await?
     }
 }
 

@@ -65,7 +65,7 @@ impl Peers {
             if self.is_aside(&peer) {
                 continue;
             }
-            let offer = async { Offer::decode(&self.body(&from).await?, key) };
+            let offer = async { Offer::read(self.body(&from).await?, key).await };
             match timeout(BODY, offer).await.map_err(Error::from).and_then(|offer| offer) {
                 Ok(offer) => return Some(offer),
                 Err(error) => {

@@ -4,6 +4,7 @@
 use super::Offer;
 use crate::app::App;
 use crate::endpoints::Key;
+use crate::stream::Position;
 use anyhow::{Context, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, Script, ServerErrorKind};
@@ -77,7 +78,10 @@ impl Store {
         anyhow::ensure!(len <= self.limit, "its snapshot is above {} bytes", self.limit);
         let snapshot = redis::cmd("HGET").arg(place(key)).arg("snapshot").query_async(&mut connection).await;
         let snapshot: Option<Vec<u8>> = self.checked(snapshot).await?;
-        snapshot.map(|snapshot| Offer::decode(&snapshot, key)).transpose()
+        match snapshot {
+            Some(snapshot) => Offer::read(snapshot, key).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The engine's time of the checkpoint that is there.
@@ -142,16 +146,14 @@ impl Store {
 
     /// Keeps one, unless one about as late has come since the last look, which found this one: others write the same
     /// streams, and one of us is enough. Gives the time of what is there then.
-    async fn keep(&self, app: &App, key: Key, last: f64, found: Option<f64>, every: Duration) -> Result<f64> {
+    async fn keep(&self, app: &Arc<App>, key: Key, last: f64, found: Option<f64>, every: Duration) -> Result<f64> {
         if let Some(there) = self.last(key).await?
             && found.is_none_or(|found| found < there)
             && there + every.as_secs_f64() / 2.0 > last
         {
             return Ok(there);
         }
-        let Some(offer) = app.snapshot(key) else { return Ok(last) };
-        let last = offer.checkpoint.position.last;
-        let snapshot = offer.encode(key)?;
+        let Some((Position { last, .. }, snapshot)) = Offer::written(app.clone(), key).await? else { return Ok(last) };
         if snapshot.len() > self.limit {
             tracing::warn!(endpoint = %key, bytes = snapshot.len(), "a snapshot is too large for the store");
             return Ok(last);

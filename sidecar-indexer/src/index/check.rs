@@ -2,6 +2,7 @@
 
 use super::Index;
 use super::holder::{Holder, Keeper, Rooted};
+use super::restore::Restoring;
 use super::runs::{BlockId, NO_RUN, RUN};
 use super::tree::Tree;
 use affinity::Tier;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 impl Index {
     /// Panics if an invariant does not hold.
     pub(super) fn check(&self) {
-        self.tree.check();
+        self.tree.check(self.asides.restoring().flat_map(Restoring::kept));
         let (mut blocks, mut unmatchable, mut orphans, mut held) = (0, 0, 0, BTreeMap::new());
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             let Some(endpoint) = endpoint else { continue };
@@ -55,7 +56,8 @@ impl Tree {
         held
     }
 
-    fn check(&self) {
+    /// `kept`: blocks to which something will be attached.
+    fn check(&self, kept: impl Iterator<Item = BlockId>) {
         let free: HashSet<u32> = self.free.iter().copied().collect();
         assert_eq!(free.len(), self.free.len());
         let used = || (0u32..).zip(&self.runs).filter(|(n, _)| !free.contains(n));
@@ -63,6 +65,7 @@ impl Tree {
         for (_, run) in used().filter(|(_, r)| !r.is_root()) {
             *forks.entry(run.parent).or_default() += 1;
         }
+        kept.for_each(|block| *forks.entry(block).or_default() += 1);
         let (mut blocks, mut rows, mut leaves) = (0, BTreeMap::new(), BTreeSet::new());
         for (n, run) in used() {
             let own = |offset: u8| forks.get(&BlockId::new(n, offset)).copied().unwrap_or(0);

@@ -20,9 +20,13 @@ mod holder;
 mod ordered;
 mod orphans;
 mod residents;
+mod restore;
+#[cfg(test)]
+mod restore_tests;
 mod room;
 mod runs;
 mod shares;
+mod shed;
 mod snapshot;
 mod spelling;
 mod store;
@@ -39,7 +43,9 @@ use affinity::{Fingerprint, Slot, Stride, Tier};
 use aside::Asides;
 use endpoint::{Copies, Endpoint};
 use holder::Keeper;
-pub use snapshot::{Holdings, RestoreError};
+pub use restore::RestoreError;
+pub use shed::Shedding;
+pub use snapshot::Holdings;
 use spelling::Spelling;
 use std::sync::Arc;
 pub use table::Table;
@@ -68,7 +74,7 @@ pub struct Stats {
     pub unmatchable: usize,
     /// Distinct blocks in the tree.
     pub nodes: usize,
-    /// Blocks put aside, which are not in the index.
+    /// Blocks put aside, which are not in the index, or not yet again.
     pub aside: usize,
     /// Blocks forgotten or left out because the index was full, since the start.
     pub evicted: u64,
@@ -123,6 +129,7 @@ impl Index {
     /// Forgets an endpoint. Costs what it held.
     pub fn retire(&mut self, slot: Slot) {
         self.forget_aside(slot);
+        self.restore_no_more(slot);
         for of in Keeper::both(slot) {
             self.forget(of);
             if let Some(place) = self.endpoints.get_mut(of.index()) {
@@ -133,6 +140,10 @@ impl Index {
 
     /// Applies one event of an endpoint. Events of unknown endpoints are ignored.
     pub fn apply(&mut self, slot: Slot, event: &Event<'_>) {
+        if self.asides.is_restoring(slot) {
+            // It would come before what is as of an earlier moment.
+            self.clear(slot);
+        }
         for of in Keeper::both(slot) {
             match event {
                 Event::Stored(stored) => self.store(of, stored),
@@ -145,6 +156,7 @@ impl Index {
 
     /// Forgets what an endpoint holds, and which of its cache groups counts. Costs what it held.
     pub fn clear(&mut self, slot: Slot) {
+        self.restore_no_more(slot);
         for of in Keeper::both(slot) {
             self.forget(of);
             if let Some(endpoint) = self.endpoint(of) {

@@ -17,6 +17,7 @@ impl Index {
             self.forget_unmatchable();
         }
         while self.stats.blocks + self.asides.blocks() >= most && self.drop_aside() {}
+        let most = most.saturating_sub(self.asides.reserved());
         while self.stats.blocks >= most || self.tree.len() >= most {
             match self.tree.coldest(except) {
                 Some(coldest) => self.evict(coldest),
@@ -39,19 +40,26 @@ impl Index {
     pub(super) fn evict(&mut self, run: u32) {
         let keepers: Vec<Keeper> = self.tree.run(run).into_iter().flat_map(|r| &r.holders).map(|h| h.keeper).collect();
         for keeper in keepers {
-            let mut forgotten = 0;
-            if let Some(holder) = self.tree.run(run).and_then(|r| r.holder(keeper))
-                && let Some(Some(endpoint)) = self.endpoints.get_mut(keeper.index())
-            {
-                for (block, hash) in holder.blocks(run) {
-                    endpoint.residents.remove(hash, block);
-                    endpoint.more.remove(&block);
-                    forgotten += 1;
-                }
-            }
-            self.tree.unhold_run(run, keeper, true);
+            let forgotten = self.drop_run(run, keeper, true);
             self.forgot(forgotten, 0, 0);
         }
+    }
+
+    /// Takes a run's blocks from one keeper, and says how many. Totals are the caller's to keep.
+    pub(super) fn drop_run(&mut self, run: u32, keeper: Keeper, evicted: bool) -> usize {
+        let mut dropped = 0;
+        if let Some(holder) = self.tree.run(run).and_then(|r| r.holder(keeper))
+            && let Some(Some(endpoint)) = self.endpoints.get_mut(keeper.index())
+        {
+            endpoint.residents.warm(holder.hashes());
+            for (block, hash) in holder.blocks(run) {
+                endpoint.residents.remove(hash, block);
+                endpoint.more.remove(&block);
+                dropped += 1;
+            }
+        }
+        self.tree.unhold_run(run, keeper, evicted);
+        dropped
     }
 
     fn forget_unmatchable(&mut self) {

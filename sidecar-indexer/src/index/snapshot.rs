@@ -4,23 +4,27 @@
 //! put it back, and it joins what other endpoints hold. Only orphans come with their tokens. About 30 bytes a block as
 //! msgpack.
 //!
-//! What is put back is checked for everything that could break the index or its memory bound; whether it is *true* is
-//! not: an indexer believes its peers, and has the engine prove that a snapshot is current.
+//! What is read from elsewhere is checked for everything that could break the index or its memory bound, before it comes
+//! near it; whether it is *true* is not: an indexer believes its peers, and has the engine prove that a snapshot is current.
 
-use super::endpoint::{Copies, Endpoint};
+use super::endpoint::Endpoint;
 use super::holder::{Keeper, TIERS};
 use super::orphans::Orphan;
-use super::runs::{BlockId, Content, NO_RUN, RUN};
+use super::runs::RUN;
 use super::{Index, Slot};
-use affinity::{Chain, Fingerprint, root};
+use affinity::root;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 const VERSION: u16 = 2;
 
-/// What an endpoint holds: see [`Index::snapshot`].
+/// What an endpoint holds: see [`Index::snapshot`]. It does not contradict itself, wherever it comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holdings {
+#[serde(try_from = "Unchecked")]
+pub struct Holdings(Unchecked);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Unchecked {
     version: u16,
     /// Bytes.
     stride: u32,
@@ -35,77 +39,78 @@ pub struct Holdings {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Part {
-    ids: bool,
-    group: Option<u32>,
-    namespaces: Vec<u64>,
+pub(super) struct Part {
+    pub(super) ids: bool,
+    pub(super) group: Option<u32>,
+    pub(super) namespaces: Vec<u64>,
     /// Each after the one that it is attached to.
-    runs: Vec<Held>,
+    pub(super) runs: Vec<Held>,
     /// Copies beyond one on a tier: run, offset, copies.
-    more: Vec<(u32, u8, [u16; 3])>,
-    unmatchable: Vec<(u64, [u16; 3])>,
-    orphans: Vec<Waiting>,
+    pub(super) more: Vec<(u32, u8, [u16; 3])>,
+    pub(super) unmatchable: Vec<(u64, [u16; 3])>,
+    pub(super) orphans: Vec<Waiting>,
     /// Hash, the one before, tokens.
-    tails: Vec<(u64, Option<u64>, Vec<u32>)>,
+    pub(super) tails: Vec<(u64, Option<u64>, Vec<u32>)>,
 }
 
 /// Consecutive blocks; those that are not held themselves lie before some that are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Held {
+pub(super) struct Held {
     /// Whether `parent` is a namespace, or a run.
-    begins: bool,
-    parent: u32,
+    pub(super) begins: bool,
+    pub(super) parent: u32,
     /// To which block of the parent it is attached.
-    offset: u8,
+    pub(super) offset: u8,
     /// Tokens in a block.
-    size: u32,
-    states: Vec<u64>,
+    pub(super) size: u32,
+    pub(super) states: Vec<u64>,
     /// Bytes from the run's start to each block's end.
-    ends: Vec<u16>,
-    digests: Vec<u16>,
-    prints: Vec<u64>,
+    pub(super) ends: Vec<u16>,
+    pub(super) digests: Vec<u16>,
+    pub(super) prints: Vec<u64>,
     /// By tier.
-    masks: [u64; 3],
-    hashes: Vec<u64>,
+    pub(super) masks: [u64; 3],
+    pub(super) hashes: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Waiting {
-    hash: u64,
-    parent: u64,
-    tokens: Vec<u32>,
-    matchable: bool,
-    copies: [u16; 3],
+pub(super) struct Waiting {
+    pub(super) hash: u64,
+    pub(super) parent: u64,
+    pub(super) tokens: Vec<u32>,
+    pub(super) matchable: bool,
+    pub(super) copies: [u16; 3],
 }
 
-/// Why holdings cannot be put back.
+/// Why what was read are no holdings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RestoreError {
-    /// Nobody was added at that slot.
-    #[error("there is no such endpoint")]
-    NoEndpoint,
-    /// Another format.
+enum Unsound {
     #[error("the snapshot is of another version of the indexer")]
     Version,
-    /// It was made under other settings.
-    #[error("the snapshot is of another model, vocabulary, or setting of stride_bytes, tiers or token_ids")]
-    Settings,
-    /// It contradicts itself.
     #[error("the snapshot is not consistent")]
     Inconsistent,
-    /// There is nothing to put back any more.
-    #[error("they were dropped, as the index was full; see max_blocks")]
-    Dropped,
-    /// It holds more than may be kept.
-    #[error("the snapshot holds more blocks than max_blocks leaves room for")]
-    TooLarge,
+}
+
+impl TryFrom<Unchecked> for Holdings {
+    type Error = Unsound;
+
+    fn try_from(read: Unchecked) -> Result<Self, Unsound> {
+        if read.version != VERSION {
+            return Err(Unsound::Version);
+        }
+        let sound = |part: &Part| part.is_consistent(read.stride.into()) && part.is_on(read.tiers);
+        if read.stride == 0 || !read.parts.iter().all(sound) {
+            return Err(Unsound::Inconsistent);
+        }
+        Ok(Self(read))
+    }
 }
 
 impl Holdings {
     /// How many blocks it holds.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.parts.iter().map(Part::blocks).sum()
+        self.0.parts.iter().map(Part::blocks).sum()
     }
 
     /// Whether it holds nothing.
@@ -116,12 +121,20 @@ impl Holdings {
 
     /// Room that it needs in an index, in blocks.
     pub(super) fn needs(&self) -> usize {
-        self.parts.iter().map(Part::needs).sum()
+        self.0.parts.iter().map(Part::needs).sum()
     }
 
     /// Memory that it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.parts.iter().map(Part::bytes).sum()
+        self.0.parts.iter().map(Part::bytes).sum()
+    }
+
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.0.parts
+    }
+
+    pub(super) fn into_parts(self) -> Vec<Part> {
+        self.0.parts
     }
 }
 
@@ -131,61 +144,28 @@ impl Index {
     pub fn snapshot(&self, slot: Slot) -> Option<Holdings> {
         let parts: Vec<Part> = Keeper::both(slot).into_iter().filter_map(|of| self.part(of)).collect();
         parts.first()?;
-        let (model, vocabulary) = self.settings(slot)?;
-        let (stride, tiers) = (self.options.stride.bytes() as u32, self.tiers());
-        Some(Holdings { version: VERSION, stride, model, vocabulary, tiers, parts })
+        let (stride, model, vocabulary, tiers) = self.settings(slot)?;
+        Some(Holdings(Unchecked { version: VERSION, stride, model, vocabulary, tiers, parts }))
     }
 
-    /// Makes an endpoint hold what the snapshot says, and nothing else.
-    ///
-    /// # Errors
-    /// When it does not fit; the endpoint holds nothing then.
-    pub fn restore(&mut self, slot: Slot, holdings: &Holdings) -> Result<(), RestoreError> {
-        self.clear(slot);
-        if holdings.version != VERSION {
-            return Err(RestoreError::Version);
-        }
-        let stride = self.options.stride;
-        let own = self.settings(slot).ok_or(RestoreError::NoEndpoint)?;
+    /// Whether it was made of an endpoint like this one: for the same model, under the same settings.
+    pub(super) fn fits(&self, slot: Slot, holdings: &Holdings) -> bool {
+        let Holdings(Unchecked { stride, model, vocabulary, tiers, parts, .. }) = holdings;
         let keepers = Keeper::both(slot).into_iter().filter(|of| self.kept(*of).is_some());
-        if (holdings.model, holdings.vocabulary) != own
-            || holdings.stride != stride.bytes() as u32
-            || holdings.tiers != self.tiers()
-            || !holdings.parts.iter().map(|part| part.ids).eq(keepers.map(Keeper::ids))
-        {
-            return Err(RestoreError::Settings);
-        }
-        if !holdings.parts.iter().all(|part| part.is_consistent(stride.bytes() as u64) && part.is_on(holdings.tiers)) {
-            return Err(RestoreError::Inconsistent);
-        }
-        let most = self.options.max_blocks;
-        let needed = holdings.needs();
-        while self.stats.blocks + self.asides.blocks() + needed > most && self.drop_aside() {}
-        while self.stats.blocks + needed > most || self.tree.len() + needed > most {
-            let coldest = self.tree.coldest(NO_RUN).filter(|_| needed <= most);
-            self.evict(coldest.ok_or(RestoreError::TooLarge)?);
-        }
-        for part in &holdings.parts {
-            if self.put_back(Keeper::new(slot, part.ids), part).is_none() {
-                self.clear(slot);
-                return Err(RestoreError::TooLarge);
-            }
-        }
-        Ok(())
+        self.settings(slot) == Some((*stride, *model, *vocabulary, *tiers))
+            && parts.iter().map(|part| part.ids).eq(keepers.map(Keeper::ids))
     }
 
-    fn kept(&self, of: Keeper) -> Option<&Endpoint> {
+    pub(super) fn kept(&self, of: Keeper) -> Option<&Endpoint> {
         self.endpoints.get(of.index())?.as_deref()
     }
 
-    fn tiers(&self) -> [bool; 3] {
-        TIERS.map(|tier| self.options.tiers.contains(&tier))
-    }
-
-    /// The model's namespace and its vocabulary's digest.
-    fn settings(&self, slot: Slot) -> Option<(u64, u64)> {
+    /// What has to be the same where a snapshot is put back, as the snapshot has it.
+    fn settings(&self, slot: Slot) -> Option<(u32, u64, u64, [bool; 3])> {
         let endpoint = self.kept(Keeper::new(slot, false))?;
-        Some((root(&endpoint.model, None).0, endpoint.vocabulary.digest()))
+        let tiers = TIERS.map(|tier| self.options.tiers.contains(&tier));
+        let stride = self.options.stride.bytes() as u32;
+        Some((stride, root(&endpoint.model, None).0, endpoint.vocabulary.digest(), tiers))
     }
 
     fn part(&self, of: Keeper) -> Option<Part> {
@@ -265,79 +245,6 @@ impl Index {
             tails: endpoint.tails.iter().map(|(hash, tail)| (hash, tail.before, tail.tokens.to_vec())).collect(),
         })
     }
-
-    /// Puts back what is consistent and has room. `None` if the tree is full nevertheless.
-    fn put_back(&mut self, of: Keeper, part: &Part) -> Option<()> {
-        let mut touched: BTreeSet<u32> = BTreeSet::new();
-        let done = self.put_back_runs(of, part, &mut touched);
-        self.tree.tell_held();
-        // Blocks that were to lie before others, of which nothing came.
-        touched.into_iter().rev().for_each(|run| self.tree.release(run, false));
-        done?;
-        let most = self.orphan_tokens();
-        let endpoint = self.endpoint(of)?;
-        endpoint.group = part.group;
-        endpoint.unmatchable = part.unmatchable.iter().map(|(hash, copies)| (*hash, Copies(*copies))).collect();
-        for (hash, before, tokens) in &part.tails {
-            endpoint.tails.insert(*hash, tokens.as_slice().into(), *before);
-        }
-        for w in &part.orphans {
-            let (tokens, copies) = (w.tokens.as_slice().into(), Copies(w.copies));
-            let orphan = Orphan { parent: w.parent, tokens, matchable: w.matchable, copies };
-            endpoint.orphans.insert(w.hash, orphan, most);
-        }
-        let (held, unmatchable, orphans) = (endpoint.len(), endpoint.unmatchable.len(), endpoint.orphans.len());
-        self.stats.blocks += held - in_tree(part);
-        self.stats.unmatchable += unmatchable;
-        self.stats.orphans += orphans;
-        Some(())
-    }
-
-    fn put_back_runs(&mut self, of: Keeper, part: &Part, touched: &mut BTreeSet<u32>) -> Option<()> {
-        let stride = self.options.stride;
-        let mut places: Vec<Vec<(BlockId, Chain)>> = Vec::with_capacity(part.runs.len());
-        for run in &part.runs {
-            let (mut parent, start) = if run.begins {
-                let namespace = Fingerprint(*part.namespaces.get(run.parent as usize)?);
-                (self.tree.root(namespace)?, Chain::new(namespace))
-            } else {
-                *places.get(run.parent as usize)?.get(usize::from(run.offset))?
-            };
-            touched.insert(parent.run());
-            let (mut prefix, mut done) = (start.prefix(), start.len() / stride.bytes() as u64);
-            let (mut prints, mut hashes) = (run.prints.iter().map(|p| Fingerprint(*p)), run.hashes.iter());
-            let (mut own, mut placed) = (Vec::new(), Vec::with_capacity(run.states.len()));
-            let blocks = run.states.iter().zip(&run.ends).zip(&run.digests);
-            for (offset, ((state, end), digest)) in (0u8..).zip(blocks) {
-                let len = start.len() + u64::from(*end);
-                own.clear();
-                own.extend(prints.by_ref().take((len / stride.bytes() as u64).checked_sub(done)? as usize));
-                done = len / stride.bytes() as u64;
-                prefix = own.last().copied().unwrap_or(prefix);
-                let chain = Chain::from_parts(prefix, *state, len);
-                let content = Content { chain, size: run.size, digest: *digest };
-                let more = run.states.len() - usize::from(offset) - 1;
-                let block = self.tree.child(parent, of, &content, &own, more)?;
-                touched.insert(block.run());
-                let mut tiers = TIERS.into_iter().zip(run.masks).filter(|(_, mask)| mask >> offset & 1 == 1);
-                if let Some((tier, _)) = tiers.next() {
-                    let hash = *hashes.next()?;
-                    self.tree.hold(block, of, hash, tier, more);
-                    tiers.for_each(|(tier, _)| self.tree.set_tier(block, of, tier, true));
-                    self.endpoint(of)?.residents.insert(hash, block);
-                    self.stats.blocks += 1;
-                }
-                placed.push((block, chain));
-                parent = block;
-            }
-            places.push(placed);
-        }
-        for (run, offset, copies) in &part.more {
-            let (block, _) = *places.get(*run as usize)?.get(usize::from(*offset))?;
-            self.endpoint(of)?.more.insert(block, Copies(*copies));
-        }
-        Some(())
-    }
 }
 
 /// Blocks of a part that go into the tree.
@@ -411,7 +318,7 @@ impl Part {
 }
 
 impl Held {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let words = self.states.len() + self.prints.len() + self.hashes.len();
         size_of::<Self>() + words * 8 + (self.ends.len() + self.digests.len()) * 2
     }

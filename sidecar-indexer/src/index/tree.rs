@@ -5,7 +5,7 @@
 //!
 //! **Invariants:** `rooted(b) = resident(b) and rooted(parent(b))` for every keeper, with the slower of the two
 //! tiers; the table was told of every rooted holder of a block, for each of the block's fingerprints; a run's last
-//! block has a resident or something attached to it, and a run without blocks is freed, so a [`BlockId`] may be kept only
+//! block has a resident or something attached to it, or to come, and a run without blocks is freed, so a [`BlockId`] may be kept only
 //! by whoever made a keeper hold it; the leaves, runs to which nothing is attached, form a list from coldest to hottest.
 
 use super::holder::{Holder, Keeper, Rooted};
@@ -154,15 +154,39 @@ impl Tree {
         }
         let run = self.insert(run, first_key(parent, content))?;
         self.blocks += 1;
-        if let Some(above) = self.run_mut(parent.run()) {
-            let was_leaf = above.is_leaf() && !above.is_root();
-            above.attach(parent.offset());
-            if was_leaf {
-                self.unlink(parent.run());
-            }
-        }
+        self.keep(parent);
         self.link_hottest(run);
         Some(BlockId::new(run, 0))
+    }
+
+    /// Something is attached to a block, or will be: it stays until that is [`Tree::let_go`] as often.
+    pub(super) fn keep(&mut self, block: BlockId) {
+        let Some(run) = self.run_mut(block.run()) else { return };
+        let was_leaf = run.is_leaf() && !run.is_root();
+        run.attach(block.offset());
+        if was_leaf {
+            self.unlink(block.run());
+        }
+    }
+
+    /// What a block was kept for is not to come any more, or is there.
+    pub(super) fn let_go(&mut self, block: BlockId) {
+        self.detach(block, false);
+        self.release(block.run(), false);
+    }
+
+    /// What was attached to a block is gone. `evicted`: what it was attached to is next.
+    fn detach(&mut self, block: BlockId, evicted: bool) {
+        let Some(run) = self.run_mut(block.run()) else { return };
+        run.detach(block.offset());
+        if run.is_leaf() && !run.is_root() {
+            // What was evicted was the coldest, so what it was attached to is now. A removal says little.
+            if evicted {
+                self.link_coldest(block.run());
+            } else {
+                self.link_hottest(block.run());
+            }
+        }
     }
 
     fn insert(&mut self, run: Run, key: u64) -> Option<u32> {
@@ -183,6 +207,15 @@ impl Tree {
         let (runs, stride) = (&self.runs, self.stride);
         self.firsts.insert_unique(key, number, |run| key_of(runs, stride, *run));
         Some(number)
+    }
+
+    /// A run below this one, or this one, below which the keeper holds nothing.
+    pub(super) fn leaf_below(&self, run: u32, keeper: Keeper) -> u32 {
+        let below = |run: &u32| {
+            let holder = self.run(*run)?.holder(keeper)?;
+            holder.forks().next().map(|offset| holder.first_below(offset))
+        };
+        std::iter::successors(Some(run), below).last().unwrap_or(run)
     }
 
     /// The keeper has a block that it did not have; about `more` are to follow. Consequences wait for
@@ -363,16 +396,7 @@ impl Tree {
                 *r = Run::empty();
             }
             self.free.push(number);
-            let Some(above) = self.run_mut(parent.run()) else { return };
-            above.detach(parent.offset());
-            if above.is_leaf() && !above.is_root() {
-                // What was evicted was the coldest, so what it was attached to is now. A removal says little.
-                if evicted {
-                    self.link_coldest(parent.run());
-                } else {
-                    self.link_hottest(parent.run());
-                }
-            }
+            self.detach(parent, evicted);
             number = parent.run();
         }
     }

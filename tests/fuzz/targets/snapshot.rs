@@ -9,7 +9,7 @@ use warmpath_fuzz::{recorded, vocabulary, within, write_seeds};
 use warmpath_indexer::company::Offer;
 use warmpath_indexer::endpoints::Key;
 use warmpath_indexer::events::{Event, Removed, decode};
-use warmpath_indexer::index::{Index, Options};
+use warmpath_indexer::index::{Holdings, Index, Options, RestoreError};
 use warmpath_indexer::stream::{Checkpoint, Position};
 
 const MAX_BLOCKS: usize = 256;
@@ -42,7 +42,7 @@ fuzz_target!(
         // A list may be given room for 1 MiB before it is read, three deep; a number of one byte takes eight.
         let Ok(offer) = within((4 << 20) + 100 * bytes.len(), || Offer::decode(bytes, key())) else { return };
         let (mut index, blocks) = (index(), offer.holdings.len());
-        let restored = within((1 << 20) + 300 * bytes.len(), || index.restore(Slot(0), &offer.holdings));
+        let restored = within((1 << 20) + 300 * bytes.len(), || restore(&mut index, offer.holdings));
         let stats = index.stats();
         assert!(stats.blocks <= MAX_BLOCKS && stats.nodes <= MAX_BLOCKS);
         assert_eq!(stats.blocks, if restored.is_ok() { blocks } else { 0 });
@@ -52,7 +52,7 @@ fuzz_target!(
         }
         if restored.is_ok() {
             let again = index.snapshot(Slot(0)).expect("it is there");
-            assert_eq!(index.restore(Slot(0), &again), Ok(()), "what was put back can be put back");
+            assert_eq!(restore(&mut index, again), Ok(()), "what was put back can be put back");
         }
         // Whatever it holds can be removed, one copy after the other.
         loop {
@@ -67,6 +67,14 @@ fuzz_target!(
         assert!(index.table().is_empty() && index.stats().blocks == 0);
     }
 );
+
+fn restore(index: &mut Index, holdings: Holdings) -> Result<(), RestoreError> {
+    index.clear(Slot(0));
+    index.put_aside(Slot(0), holdings);
+    index.restore_aside(Slot(0))?;
+    while index.restore_more(Slot(0), 10)? {}
+    Ok(())
+}
 
 fn copies(index: &Index) -> u64 {
     index.resident(Slot(0)).map(|(_, copies)| u64::from(copies)).sum()
