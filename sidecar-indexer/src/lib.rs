@@ -1,9 +1,8 @@
 //! The Warmpath indexer: listens to engines' KV events and turns them into the affinity table that filters read.
 //!
 //! Pure parts, in the order in which data flows: [`events`] reads messages, [`stream`] decides which of them count,
-//! [`tokens`] turns token ids into bytes, [`index`] keeps what each endpoint holds, [`tree`] shares contents between
-//! endpoints, [`table`] cuts the result into pages; [`fleet`] and [`gateways`] keep who is there; [`sync`] writes
-//! replies. I/O around them: [`subscriber`] (ZeroMQ), [`company`] (other indexers), [`scrape`]
+//! [`tokens`] turns token ids into bytes, [`index`] keeps what each endpoint holds, shares contents between endpoints and
+//! cuts the result into pages; [`fleet`] and [`gateways`] keep who is there; [`sync`] writes replies. I/O around them: [`subscriber`] (ZeroMQ), [`company`] (other indexers), [`scrape`]
 //! (engines' metrics), [`answer`], [`http`].
 //!
 //! [`server`] starts all. The fleet changes while it runs: [`endpoints`] says who is wanted, [`roster`] gives slots,

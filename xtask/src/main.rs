@@ -31,7 +31,7 @@ struct Cli {
 enum Task {
     /// All that must pass before a change goes in
     ///
-    /// Formatting, clippy, builds (of the fuzz targets and the index bench, too), and every test, on a real Envoy.
+    /// Formatting, clippy, documentation, builds (of the fuzz targets and the index bench, too), and every test, on a real Envoy.
     ///
     /// Examples:
     ///   cargo xtask test
@@ -160,6 +160,12 @@ fn test(workspace: &Workspace, envoy: &Envoy, args: &[String]) -> Result<()> {
             .cargo(&["clippy", "--package", "warmpath-filter", "--target", workspace::WASM_TARGET])
             .args(["--", "--deny", "warnings"]),
         clippy,
+    )?;
+    step::run(
+        workspace
+            .cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"])
+            .env("RUSTDOCFLAGS", "--deny warnings"),
+        "mend the documentation: what is wrong with it is said above",
     )?;
     // Workspaces of their own, which nothing above has seen.
     workspace.check_apart("tests/fuzz")?;

@@ -1,6 +1,6 @@
 //! Where endpoints come from.
 //!
-//! A provider ([`file`], [`dns`], one for Kubernetes some day) gives, again and again, the whole list of endpoints it
+//! A provider ([`mod@file`], [`dns`], one for Kubernetes some day) gives, again and again, the whole list of endpoints it
 //! knows now: [`Hub::give`]. A new one needs a file here and a name in [`Provider`]. [`gather`] makes one list of
 //! theirs, in which [`sources`] fills in what engines say of themselves; [`crate::reconciler`] follows that list.
 //!

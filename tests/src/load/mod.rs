@@ -1,8 +1,8 @@
 //! Load for engines and gateways: a multi-tenant workload, a client that measures, and what the figures could be at
 //! best.
 //!
-//! [`Workload`] says what is asked, [`drive`] asks it (closed loop) through a [`StreamClient`], [`Figures`] sums up
-//! what came back, and [`ideal`] computes what one engine that never forgets would have made of the same requests. [`prose`]
+//! [`Workload`] says what is asked, [`drive()`] asks it (closed loop) through a [`StreamClient`], [`Figures`] sums up
+//! what came back, and [`ideal()`] computes what one engine that never forgets would have made of the same requests. [`prose()`]
 //! writes long texts for benches.
 
 mod client;

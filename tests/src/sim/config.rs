@@ -69,7 +69,7 @@ pub struct Config {
     /// Form of the KV events: map as vLLM 0.24 and later write them, array as earlier ones
     #[arg(long, value_enum, default_value_t = Encoding::Map)]
     pub encoding: Encoding,
-    /// Topic of the KV events [default: kv@127.0.0.1:PORT@MODEL]
+    /// Topic of the KV events; by default kv@127.0.0.1:PORT@MODEL
     #[arg(long)]
     pub topic: Option<String>,
     /// Batches of events kept for replay
