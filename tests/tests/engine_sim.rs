@@ -293,19 +293,27 @@ async fn prompts_are_computed_one_after_the_other() {
     waits.sort_by(f64::total_cmp);
     assert!(waits[0] >= 100.0 && waits[1] >= 200.0 && waits[2] >= 300.0, "{waits:?}");
     assert!(waits[2] - waits[0] > 150.0, "the first waits for itself only: {waits:?}");
-    let again = Instant::now();
-    complete(&engine, ids(0, 400), 1).await;
-    assert!(again.elapsed() < took / 3, "384 of 400 tokens are cached: {:?}", again.elapsed());
+    let mut again = Duration::MAX;
+    // The quickest: a busy machine is slow now and then.
+    for _ in 0..5 {
+        let start = Instant::now();
+        complete(&engine, ids(0, 400), 1).await;
+        again = again.min(start.elapsed());
+    }
+    assert!(again < took / 3, "384 of 400 tokens are cached: {again:?}");
 }
 
 #[tokio::test]
 async fn tokens_come_at_the_decode_speed_whatever_the_batch() {
     let engine = sim::start(Config { decode_ms_per_token: 5.0, ..Config::instant() }).unwrap();
-    let start = Instant::now();
-    join_all((0..8).map(|at| complete(&engine, ids(100 * at, 20), 41))).await;
-    let took = start.elapsed();
+    let mut quickest = Duration::MAX;
+    for _ in 0..3 {
+        let start = Instant::now();
+        join_all((0..8).map(|at| complete(&engine, ids(100 * at, 20), 41))).await;
+        quickest = quickest.min(start.elapsed());
+    }
     // 40 steps of 5 ms for all of them together; one after the other they would take 1.6 s.
-    assert!(took >= Duration::from_millis(199) && took < Duration::from_millis(800), "{took:?}");
+    assert!(quickest >= Duration::from_millis(199) && quickest < Duration::from_millis(800), "{quickest:?}");
 }
 
 #[tokio::test]
