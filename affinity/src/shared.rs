@@ -2,11 +2,13 @@
 //!
 //! **Invariants:** a reply is applied in order and its versions are written last, so whoever dies half-way leaves a state
 //! from which the same reply can be asked for and applied again. A reply counts only while the versions that it was asked
-//! with are the ones there: a late one is dropped as a whole. Where two VMs apply replies at once, each writes only over
-//! what was there before its reply was found to count, but for pages, which may also be brought forward within their epoch
-//! ([`crate::rows`]). So what one has written and claims, the other does not undo, even if it dies then; and whoever finds
-//! that the versions were written meanwhile claims nothing, and everything comes again. Rows that cannot be laid over their page claim nothing of the table: it comes again as
-//! whole pages.
+//! with are the ones there: a late one is dropped. Where two VMs apply replies at once, pages are only brought forward
+//! within their epoch ([`crate::rows`]), and nothing is written over what the other has claimed by then. Whoever finds at
+//! the end that the versions were written meanwhile claims nothing, and everything comes again. Rows that cannot be laid
+//! over their page claim nothing of the table: it comes again as whole pages.
+//!
+//! Deliberately absent: a lock. A VM that writes an older fleet page over one that another wrote and is about to claim, and
+//! dies before it finds that out, leaves it there until the fleet changes next.
 
 use crate::rows::{News, update};
 use crate::sync::{End, Frame, Versions, read_end, read_frames};
@@ -83,16 +85,18 @@ fn place_of(frame: Frame<'_>) -> Option<Place> {
 /// Writes a reply to shared data, to a request with what was [`had`] then.
 pub fn apply(shared: &impl Shared, body: &[u8], asked: Had) -> Applied {
     let Some(end) = read_end(body) else { return Applied::Nonsense };
-    // Before the reply is found to count, so that nothing is written over that somebody claims later.
-    let with_old = |frame| (frame, place_of(frame).and_then(|place| shared.read(place)));
-    let frames: Vec<_> = read_frames(body).map(with_old).collect();
     // Of an earlier epoch, it would write over pages that are claimed; and undo it where somebody claimed nothing.
     if had(shared).number != asked.number {
         return Applied::Late;
     }
     let (epoch, as_of) = (end.have.epoch, end.have.table);
     let mut have = end.have;
-    for (frame, there) in frames {
+    for frame in read_frames(body) {
+        // In this order: what is claimed from here on is not written over.
+        let there = place_of(frame).and_then(|place| shared.read(place));
+        if had(shared).number != asked.number {
+            break;
+        }
         let number = there.as_ref().map(|(_, number)| *number);
         match frame {
             Frame::Page(at, bytes) | Frame::Rows(at, bytes) => {
@@ -130,15 +134,18 @@ mod tests {
     struct Kept {
         there: RefCell<BTreeMap<Place, (Vec<u8>, u32)>>,
         writes: Cell<u32>,
+        /// Pages that were read (false) or written.
+        done: RefCell<Vec<(Place, bool)>>,
     }
 
     impl Shared for Kept {
         fn read(&self, place: Place) -> Option<(Vec<u8>, u32)> {
+            self.done.borrow_mut().push((place, false));
             self.there.borrow().get(&place).cloned()
         }
 
         fn swap(&self, place: Place, bytes: &[u8], number: Option<u32>) -> bool {
-            let same = self.read(place).map(|(_, number)| number) == number;
+            let same = self.there.borrow().get(&place).map(|(_, number)| *number) == number;
             if same {
                 self.write(place, bytes);
             }
@@ -146,6 +153,7 @@ mod tests {
         }
 
         fn write(&self, place: Place, bytes: &[u8]) {
+            self.done.borrow_mut().push((place, true));
             self.writes.set(self.writes.get() + 1);
             self.there.borrow_mut().insert(place, (bytes.to_vec(), self.writes.get()));
         }
@@ -158,6 +166,19 @@ mod tests {
         write_frame(&mut out, &Frame::Page(0, &encode_page(epoch, table, &[])));
         write_frame(&mut out, &Frame::End(End { have: Versions { epoch, table, ..Versions::default() }, more: false }));
         out
+    }
+
+    /// A reply may name tens of thousands of pages, and a VM never gives memory back.
+    #[test]
+    fn one_page_is_held_at_a_time() {
+        let kept = Kept::default();
+        let mut out = Vec::new();
+        (0..3).for_each(|page| write_frame(&mut out, &Frame::Page(page, &encode_page(8, 5, &[]))));
+        write_frame(&mut out, &Frame::End(End { have: Versions { epoch: 8, ..Versions::default() }, more: false }));
+        assert!(matches!(apply(&kept, &out, had(&kept)), Applied::Taken { whole: true, .. }));
+        let of_pages = |(place, _): &(Place, bool)| matches!(place, Place::Page(_));
+        let done: Vec<_> = kept.done.borrow().iter().copied().filter(of_pages).collect();
+        assert_eq!(done, [0, 1, 2].map(|page| [(Place::Page(page), false), (Place::Page(page), true)]).concat());
     }
 
     /// A VM stalls, another takes its lease and goes on with a table that grew; then the first one's reply is read.
