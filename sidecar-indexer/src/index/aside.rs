@@ -82,7 +82,7 @@ impl Index {
     /// about to forget, or such as come from elsewhere. False if there is no room for them.
     pub fn put_aside(&mut self, slot: Slot, holdings: Holdings) -> bool {
         self.forget_aside(slot);
-        while self.make_way(&holdings, usize::MAX) {}
+        self.make_way(&holdings, usize::MAX);
         let fits = self.lacks(&holdings) == 0;
         if fits {
             self.asides.put(slot, holdings);

@@ -257,6 +257,8 @@ impl<M> Stream<M> {
         self.heard = Some(message.sequence);
         match &mut self.state {
             State::Disconnected => Vec::new(),
+            // What is known may be of the process before: no bridge leads from it to what comes now.
+            State::Replaying { .. } if back => self.interrupted(Reason::Restarted, message),
             State::Seeking(held) | State::Replaying { held, .. } => {
                 if back {
                     *held = Held::default();
@@ -270,7 +272,7 @@ impl<M> Stream<M> {
                     // Replayed already, unless it is of another process.
                     let met = position.proved_by(&message);
                     self.matched |= met;
-                    let older = message.timestamp < position.last && message.sequence < position.before();
+                    let older = message.timestamp <= position.last && message.sequence < position.before();
                     if met || older { Vec::new() } else { self.interrupted(Reason::Restarted, message) }
                 }
                 Some(position) if message.sequence > position.next => self.interrupted(Reason::Gap, message),

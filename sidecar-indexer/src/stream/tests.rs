@@ -467,6 +467,19 @@ fn a_gap_during_an_audit_is_a_gap() {
 }
 
 #[test]
+fn messages_published_in_one_moment_are_of_one_process() {
+    let at_once = |sequence| Message { timestamp: 5.0, ..message(0, sequence) };
+    let mut stream = Stream::new(true, false);
+    stream.step(Input::Connected);
+    (0..4).for_each(|sequence| drop(stream.step(Input::Replayed(at_once(sequence)))));
+    stream.step(Input::ReplayEnded);
+    for known in [1, 3] {
+        assert_eq!(stream.step(Input::Live(at_once(known))), [], "it was replayed");
+    }
+    assert_eq!(stream.step(Input::Live(at_once(4))), [Action::Apply(at_once(4))]);
+}
+
+#[test]
 fn an_audit_answered_after_live_messages_that_left_the_buffer_since_says_nothing() {
     let mut stream = in_sync_after(0..3);
     stream.step(Input::Silent);

@@ -327,6 +327,10 @@ impl Follower {
             self.app.metrics.audited(&self.note.endpoint, whole.then_some(keep));
         } else {
             self.app.metrics.replayed(&self.note.endpoint, whole);
+            if self.replay.is_none() {
+                // It may be ahead of the subscription: that is waited for as long, too.
+                self.audits.joined();
+            }
         }
         keep
     }

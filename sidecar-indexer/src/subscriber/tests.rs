@@ -114,6 +114,25 @@ async fn a_silent_subscription_is_audited_ever_more_rarely_and_a_message_starts_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replay_ahead_of_a_subscription_that_falls_silent_is_asked_for_again_soon() {
+    let history = Arc::new(Mutex::new(vec![frames("", 5, 0)]));
+    let (mut follower, mut requests) = follower(history);
+    let (live, mut wire) = mpsc::channel(8);
+    for sequence in 0..2 {
+        live.send(frames("", sequence, 0)).await.unwrap();
+    }
+    let (app, start) = (follower.app.clone(), Instant::now());
+    let listening = tokio::spawn(async move { follower.listen(&mut wire).await });
+    assert_eq!(requests.recv().await.unwrap(), (0, start));
+    assert_eq!(app.state().index.stats().blocks, 0, "what lies between may yet come");
+    assert_eq!((requests.recv().await.unwrap().0, start.elapsed().as_secs()), (0, 1));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(app.state().index.stats().blocks, 1, "it counts as it is");
+    drop(live);
+    listening.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_subscription_that_misses_what_audits_find_is_made_anew() {
     let history = Arc::new(Mutex::new(vec![frames("", 0, 0)]));
     let (mut follower, mut requests) = follower(history.clone());

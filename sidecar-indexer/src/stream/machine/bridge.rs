@@ -15,14 +15,15 @@ impl<M> Stream<M> {
         };
         let Some(last) = held.last().filter(|_| begins_late && held.follows(self.position)) else { return Vec::new() };
         let meeting = Position::after(message);
+        if !meeting.provable() {
+            return Vec::new();
+        }
         if message.sequence <= last.sequence {
             *expect = Expect::Any;
             let between = held.take_before(message.sequence);
             return between.into_iter().flat_map(|message| self.apply(message)).collect();
         }
-        if meeting.provable() {
-            *expect = Expect::Overtook(meeting);
-        }
+        *expect = Expect::Overtook(meeting);
         Vec::new()
     }
 
@@ -31,7 +32,9 @@ impl<M> Stream<M> {
         let State::Replaying { held, expect: Expect::Overtook(meeting), .. } = &mut self.state else {
             return Vec::new();
         };
-        if !held.follows(self.position) {
+        // It came, and was too much to be held back.
+        let passed = self.heard >= Some(meeting.before()) && held.get(meeting.before()).is_none();
+        if passed || !held.follows(self.position) {
             return self.left_behind();
         }
         match held.get(meeting.before()).map(|message| meeting.proved_by(message)) {
@@ -60,7 +63,7 @@ impl<M> Stream<M> {
 mod tests {
     use super::*;
     use crate::stream::tests::{applied, in_sync_after, live, message, replay, replayed};
-    use crate::stream::{Action, Input};
+    use crate::stream::{Action, HELD_BYTES, Input};
 
     /// One that heard so many messages from the first on, while the replay that the second one led to was not answered.
     fn heard(until: u64) -> Stream<u32> {
@@ -136,5 +139,42 @@ mod tests {
         assert_eq!(live(&mut overtaken, 0, 4), anew);
         let timeless = Message { timestamp: 0.0, ..message(0, 6) };
         assert_ne!(heard(4).step(Input::Replayed(timeless)), [], "it could not be recognised");
+    }
+
+    #[test]
+    fn messages_without_a_time_are_no_bridge() {
+        let timeless = |process, sequence| Message { timestamp: 0.0, ..message(process, sequence) };
+        let mut stream = Stream::new(true, false);
+        stream.step(Input::Connected);
+        for sequence in 0..4 {
+            stream.step(Input::Live(timeless(0, sequence)));
+        }
+        assert_eq!(
+            stream.step(Input::Replayed(timeless(1, 2))),
+            [Action::Apply(timeless(1, 2))],
+            "of its process only"
+        );
+    }
+
+    #[test]
+    fn a_subscription_that_counts_back_within_a_replay_is_not_bridged_to_what_was_before() {
+        let mut stream = heard(4);
+        assert_eq!(live(&mut stream, 1, 1), [Action::Suspend(Reason::Restarted), replay(0)]);
+        // What was heard before is not known to be of this process.
+        let actions = replayed(&mut stream, 1, [1, 2]);
+        assert_eq!(actions.first(), Some(&Action::Clear(Reason::Unreachable)), "{actions:?}");
+    }
+
+    #[test]
+    fn a_message_too_large_to_be_held_back_is_not_waited_for() {
+        let mut stream = Stream::new(true, false);
+        stream.step(Input::Connected);
+        for sequence in 5..8 {
+            live(&mut stream, 0, sequence);
+        }
+        assert_eq!(replayed(&mut stream, 0, [8, 9]), []);
+        assert_eq!(stream.step(Input::ReplayEnded), []);
+        let large = Message { size: HELD_BYTES + 1, ..message(0, 8) };
+        assert_eq!(stream.step(Input::Live(large)), [replay(0)]);
     }
 }
