@@ -115,8 +115,12 @@ async fn prompts_go_to_the_rank_that_holds_them() {
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
-        let homes: HashSet<_> = home.values().collect();
-        assert_eq!(homes.len(), 4, "{envoy}: 12 tenants spread over 4 ranks: {home:?}");
+        let mut homes: HashSet<_> = home.values().cloned().collect();
+        // Where there is nothing to choose by, prompts are dealt by chance: 12 leave out one of 4 now and then.
+        for other in 0..60 {
+            homes.insert(rank(&post(&stack, &chat(&text(900 + other, 50), "q", 1), &[]).await));
+        }
+        assert_eq!(homes.len(), 4, "{envoy}: prompts spread over 4 ranks: {homes:?}");
         assert!(stack.filter_stat("decisions.holder").await.unwrap() >= 24, "{envoy}: the ranks' events are read");
         let reply = post(&stack, &chat(&tenants[0], "why?", 1), &[("x-warmpath-debug", "1")]).await;
         let (port, number) = rank(&reply);
